@@ -1,0 +1,266 @@
+"""One capture cycle of one VM: settle what is left, survey, capture, ship, release.
+
+    lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release
+              │ fenced? stop          │                        │ nothing changed: note it, done
+              ▼                       ▼
+    Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
+
+The old bitmap is dropped only after the commit, the layers only after that: a
+crash between any two steps costs at most one capture, never a point.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from drsync.errors import DrsyncError, Fenced, LayerDamaged, SpoolError
+from drsync.format.segment import PointMeta
+from drsync.image import PointImage, load_image
+from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.ship import ship
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
+from drsync.source.layer import Layer
+from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Result(StrEnum):
+    """How a cycle ended."""
+
+    COMMITTED = "committed"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a cycle did."""
+
+    vm: str
+    result: Result
+    segment: Segment | None
+    """The newest segment that holds a point: the one committed, or the one that still is the VM's state."""
+    shipped_before: Segment | None
+    """A point that an earlier cycle had captured and this one shipped first."""
+    checked_at: datetime
+    """The instant that the newest point shows, or was seen to be still the VM's state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureOptions:
+    """How a cycle is done."""
+
+    full: bool = False
+    """Send every disk whole, whatever the bitmaps say."""
+    take_over: bool = False
+    """Write the log although another drsync took it over."""
+    timeout_s: float = 600.0
+    """How long QEMU may take to write the layers."""
+
+
+def run_cycle(
+    log: Log,
+    spool: VmSpool,
+    writer_id: str,
+    open_source: Callable[[], Source],
+    clock: Clock,
+    progress: Progress,
+    options: CaptureOptions,
+) -> Outcome:
+    """Bring the newest state of one VM into its log.
+
+    Raises:
+        Fenced: another drsync took the VM over; it is remembered, and nothing was written.
+        CaptureRunning: another process on this host is at it.
+        SourceError, SpoolError, StoreError: nothing was lost; the next cycle goes on from there.
+    """
+    with spool.locked():
+        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options)
+        try:
+            return cycle.run()
+        except DrsyncError as err:
+            with suppress(SpoolError):  # what can't be noted is still raised
+                cycle.remember(error=str(err), error_at=clock.now().isoformat())
+            raise
+
+
+class _Cycle:
+    """One run of `run_cycle`, under the VM's lock."""
+
+    def __init__(
+        self,
+        log: Log,
+        spool: VmSpool,
+        writer_id: str,
+        open_source: Callable[[], Source],
+        clock: Clock,
+        progress: Progress,
+        options: CaptureOptions,
+    ) -> None:
+        self._log = log
+        self._spool = spool
+        self._open_source = open_source
+        self._clock = clock
+        self._progress = progress
+        self._options = options
+        self._writer_id = writer_id
+
+    def run(self) -> Outcome:
+        writer = self._open_log()
+        try:
+            shipped = self._ship_waiting(writer)
+            with self._open_source() as source:
+                return self._capture(writer, source, shipped)
+        except Fenced as fenced:
+            self.remember(fenced_by=str(fenced.fields["writer"]))
+            raise
+
+    def _open_log(self) -> LogWriter:
+        state = self._spool.state()
+        if state.fenced_by and not self._options.take_over:
+            head = self._log.read(self._log.newest(after=state.wrote_seq))
+            raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
+        wrote_before = bool(state.wrote_seq) and not self._options.take_over
+        try:
+            writer = open_writer(self._log, self._writer_id, known_seq=state.wrote_seq, wrote_before=wrote_before)
+        except Fenced as fenced:
+            self.remember(fenced_by=str(fenced.fields["writer"]))
+            raise
+        if writer.head is not None:
+            self.remember(wrote_seq=writer.head.seq, fenced_by="")
+        return writer
+
+    def remember(self, **changes: object) -> None:
+        """Change what this host remembers of the VM."""
+        self._spool.remember(msgspec.structs.replace(self._spool.state(), **changes))
+
+    def _ship_waiting(self, writer: LogWriter) -> Segment | None:
+        """Ship the capture that an earlier cycle left complete, unless it is committed already."""
+        waiting = self._spool.waiting()
+        if waiting is None:
+            return None
+        head = newest_point(self._log, writer.head)
+        base = head.meta.point.capture if head and head.meta.point else None
+        if base == waiting.capture:
+            self._spool.remove(waiting.capture)  # committed; the crash came before the removal
+            return None
+        if waiting.base != base:
+            _LOGGER.warning("vm=%s dropped capture=%s: the log went on without it", self._log.vm, waiting.capture)
+            self._spool.remove(waiting.capture)
+            return None
+        return self._ship(waiting, writer)
+
+    def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
+        head = newest_point(self._log, writer.head)
+        base = base_of(head)
+        now = self._clock.now()
+        disks = source.survey(base, full=self._options.full)
+        if base is not None and head is not None and _is_unchanged(base, disks):
+            self.remember(checked_at=now.isoformat(), error="", error_at="")
+            return Outcome(
+                vm=self._log.vm, result=Result.UNCHANGED, segment=head, shipped_before=shipped, checked_at=now
+            )
+        self._spool.check_room(sum(d.copy_bytes for d in disks))
+        spooled = self._take(source, base, disks)
+        segment = self._ship(spooled, writer)
+        source.release(spooled.capture)
+        taken_at = datetime.fromisoformat(spooled.time)
+        self.remember(checked_at=spooled.time, error="", error_at="")
+        return Outcome(
+            vm=self._log.vm, result=Result.COMMITTED, segment=segment, shipped_before=shipped, checked_at=taken_at
+        )
+
+    def _take(self, source: Source, base: Base | None, disks: Sequence[DiskSurvey]) -> SpooledCapture:
+        """Capture into the spool; when this returns, the capture survives this process."""
+        capture = new_capture_id()
+        layers = self._spool.begin(capture, [d.name for d in disks])
+        try:
+            result = source.capture(
+                capture,
+                base,
+                disks,
+                layers,
+                timeout_s=self._options.timeout_s,
+                keep_free_bytes=self._spool.keep_free_bytes,
+                progress=self._progress,
+            )
+            spooled = _spooled(capture, base, disks, result, send_all=self._options.full)
+            self._spool.complete(spooled)
+        except BaseException:
+            self._spool.remove(capture)
+            raise
+        return spooled
+
+    def _ship(self, spooled: SpooledCapture, writer: LogWriter) -> Segment:
+        """Commit a spooled capture and remove it from the spool."""
+        with ExitStack() as stack:
+            try:
+                layers = {
+                    d.name: stack.enter_context(Layer(self._spool.layer_path(spooled.capture, d.name), d.size_bytes))
+                    for d in spooled.disks
+                }
+                before = self._point_before(spooled, writer)
+                self._progress.start("ship", self._spool.used_bytes())
+                segment = ship(spooled, layers, writer, before, self._progress)
+            except LayerDamaged:
+                self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
+                raise
+        self.remember(wrote_seq=segment.seq)
+        self._spool.remove(spooled.capture)
+        return segment
+
+    def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
+        head = newest_point(self._log, writer.head)
+        if head is None or spooled.send_all or not any(d.full for d in spooled.disks):
+            return None
+        return load_image(self._log, head.seq)
+
+
+def base_of(head: Segment | None) -> Base | None:
+    """What an increment would be relative to: the point in `head`."""
+    if head is None or head.meta.point is None:
+        return None
+    point: PointMeta = head.meta.point
+    return Base(capture=point.capture, disks=[BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks])
+
+
+def newest_point(log: Log, head: Segment | None) -> Segment | None:
+    """The newest segment that holds a point; fences in front of it are passed over."""
+    while head is not None and head.meta.point is None:
+        head = log.read(head.seq - 1) if head.seq > 1 else None
+    return head
+
+
+def _is_unchanged(base: Base, disks: Sequence[DiskSurvey]) -> bool:
+    same_disks = {(d.name, d.size_bytes) for d in base.disks} == {(d.name, d.size_bytes) for d in disks}
+    return same_disks and all(d.kind is Kind.INCREMENTAL and d.copy_bytes == 0 for d in disks)
+
+
+def _spooled(
+    capture: CaptureId, base: Base | None, disks: Sequence[DiskSurvey], result: CaptureResult, *, send_all: bool
+) -> SpooledCapture:
+    return SpooledCapture(
+        capture=capture,
+        base=base.capture if base is not None else None,
+        boot_id=boot_id(),
+        time=result.time.isoformat(),
+        consistency=result.consistency,
+        send_all=send_all,
+        disks=[
+            SpooledDisk(
+                name=d.name,
+                size_bytes=d.size_bytes,
+                full=d.kind is not Kind.INCREMENTAL,
+                reason=d.reason,
+                persistent_bitmap=d.persistent,
+            )
+            for d in disks
+        ],
+        definition=dict(result.definition),
+    )

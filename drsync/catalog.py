@@ -1,0 +1,159 @@
+"""The points of a VM, and how far behind the newest one is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from drsync.errors import UnknownPoint
+from drsync.format.segment import DiskMeta
+from drsync.log import Log, Segment
+from drsync.model import CaptureId, Consistency, Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A recovery point, for people and programs."""
+
+    vm: str
+    number: int
+    time: datetime
+    kind: Kind
+    consistency: Consistency
+    disks: Sequence[DiskMeta]
+    changed_bytes: int
+    stored_bytes: int
+    capture: CaptureId
+    parent: int | None
+    """The point that this one adds to; None if it holds everything itself."""
+    reason: str
+    """Why it is not an increment; empty if it is."""
+    epoch: int
+
+
+def point_of(segment: Segment, parent: int | None) -> Point | None:
+    """The point that a segment commits, or None if it only fences. `parent` is the point before it."""
+    meta = segment.meta.point
+    if meta is None:
+        return None
+    kinds = {d.kind for d in meta.disks}
+    kind = next((k for k in (Kind.FULL, Kind.RESYNC) if k in kinds), Kind.INCREMENTAL)
+    reasons = {f"{d.name}: {d.reason}" if len(meta.disks) > 1 else d.reason for d in meta.disks if d.reason}
+    return Point(
+        vm=segment.name.split("/")[1],
+        number=segment.seq,
+        time=parse_time(meta.time),
+        kind=kind,
+        consistency=meta.consistency,
+        disks=tuple(meta.disks),
+        changed_bytes=sum(d.changed_bytes for d in meta.disks),
+        stored_bytes=segment.stored_bytes,
+        capture=meta.capture,
+        parent=None if kinds == {Kind.FULL} else parent,
+        reason="; ".join(sorted(reasons)),
+        epoch=segment.meta.epoch,
+    )
+
+
+def points_of(segments: Sequence[Segment]) -> list[Point]:
+    """The points among segments, in order."""
+    points: list[Point] = []
+    for segment in segments:
+        point = point_of(segment, points[-1].number if points else None)
+        if point is not None:
+            points.append(point)
+    return points
+
+
+def points(log: Log) -> list[Point]:
+    """All points of a VM, in order.
+
+    Raises:
+        ChainBroken, ObjectDamaged: the log is not whole.
+    """
+    newest = log.newest()
+    return points_of(list(log.chain(1, newest))) if newest else []
+
+
+def choose(vm: str, known: Sequence[Point], *, number: int | None = None, at: datetime | None = None) -> Point:
+    """The point that the user means: by number, the newest not after a time, or the newest.
+
+    A clock may have been set back between points, so of those that are not
+    after `at` the one with the highest number counts.
+
+    Raises:
+        UnknownPoint: there is no such point; the message says which there are.
+    """
+    found = [p for p in known if (number is None or p.number == number) and (at is None or p.time <= at)]
+    if not found:
+        wanted = str(number) if number is not None else f"at or before {at}" if at is not None else "at all"
+        raise UnknownPoint(vm=vm, wanted=wanted, known=_described(known))
+    return found[-1]
+
+
+def _described(known: Sequence[Point]) -> str:
+    if not known:
+        return "none"
+    first, last = known[0], known[-1]
+    return f"{first.number} ({first.time:%Y-%m-%d %H:%M:%S}Z) to {last.number} ({last.time:%Y-%m-%d %H:%M:%S}Z)"
+
+
+def parse_time(text: str) -> datetime:
+    """The instant of an RFC 3339 text; the beginning of time if it is not one (then it is never preferred)."""
+    try:
+        parsed = datetime.fromisoformat(text)
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter: an hour before the year 1, seen from another zone
+        return datetime.min.replace(tzinfo=UTC)
+
+
+class State(StrEnum):
+    """How well a VM is protected now."""
+
+    OK = "ok"
+    LATE = "late"
+    """The newest point is older than the RPO."""
+    FAILING = "failing"
+    """Within the RPO still, but the last capture failed."""
+    FENCED = "fenced"
+    """Another drsync has taken the VM over."""
+    UNPROTECTED = "unprotected"
+    """There is no point at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmStatus:
+    """What `drsync status` says of a VM."""
+
+    vm: str
+    state: State
+    point: int | None
+    time: datetime | None
+    lag_s: float | None
+    """Age of the newest state that could be restored; None if there is none."""
+    rpo_s: float | None
+    """None: the VM is not configured on this host."""
+    spool_bytes: int
+    error: str
+    error_time: str
+
+
+def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> float:
+    """How far behind a VM's newest point is.
+
+    A VM that was seen unchanged at `checked_at` could be restored as of then.
+    A clock that was set back makes no negative lag.
+    """
+    newest = max(point_time, checked_at) if checked_at is not None else point_time
+    return max(0.0, (now - newest).total_seconds())
+
+
+def state_of(*, lag: float | None, rpo_s: float | None, error: str, fenced: bool) -> State:
+    """How well a VM is protected."""
+    if fenced:
+        return State.FENCED
+    if lag is None:
+        return State.UNPROTECTED
+    if rpo_s is not None and lag > rpo_s:
+        return State.LATE
+    return State.FAILING if error else State.OK

@@ -1,0 +1,136 @@
+"""`drsync config`: whether the configuration file can be worked with."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import click
+
+from drsync.cli import render, views
+from drsync.cli.app import App, json_option, pass_app
+from drsync.config import VmSettings
+from drsync.errors import ConfigInvalid, DrsyncError
+from drsync.format import names
+from drsync.session import Session
+from drsync.source import DiskSurvey
+from drsync.store.probe import probe_create_only
+from drsync.units import format_size
+
+_MAX_RECORD_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    details: Sequence[str] = ()
+    error: DrsyncError | None = None
+    looked: bool = True
+    """False: it can't be looked at until another problem is solved."""
+    disks: Sequence[DiskSurvey] = field(default=())
+
+
+@click.group("config")
+def command() -> None:
+    """Check the configuration file."""
+
+
+@command.command("check")
+@json_option
+@pass_app
+@click.pass_context
+def check(ctx: click.Context, app: App) -> None:
+    """Check the file and everything that it names.
+
+    Reads the file, reaches the repository, the spool and every VM, and says what
+    would be captured. Lists everything that is wrong; the exit code is that of the first. Points
+    and layers are neither made nor changed.
+    """
+    checks = list(_all_checks(app))
+    if app.as_json:
+        ok = all(found.error is None for found in checks)
+        render.document({"config": str(app.config_path), "ok": ok, "checks": [_document(found) for found in checks]})
+    else:
+        for found in checks:
+            _print(found)
+    ctx.exit(next((found.error.code for found in checks if found.error), 0))
+
+
+def _all_checks(app: App) -> Iterator[Check]:
+    try:
+        session = app.session()
+    except ConfigInvalid as err:
+        problems = err.fields.get("problems", ())
+        for problem in problems if isinstance(problems, tuple) else ():
+            yield Check(name="file", error=ConfigInvalid(path=app.config_path, problem=problem))
+        return
+    except DrsyncError as err:
+        yield Check(name="file", error=err)
+        return
+    yield Check(name="file", details=[f"{app.config_path}: {len(session.config.vms)} VMs"])
+    repository = _checked("repository", lambda: _repository(session))
+    yield repository
+    yield _checked("spool", lambda: _spool(session))
+    for vm in session.config.vms:
+        yield _vm(session, vm) if repository.error is None else _not_looked_at(vm)
+
+
+def _checked(name: str, look: Callable[[], Sequence[str]]) -> Check:
+    try:
+        return Check(name=name, details=look())
+    except DrsyncError as err:
+        return Check(name=name, error=err)
+
+
+def _repository(session: Session) -> Sequence[str]:
+    record = session.repository.record
+    body = session.store.get(names.REPOSITORY, limit_bytes=_MAX_RECORD_BYTES)
+    probe_create_only(session.raw_store, names.REPOSITORY, body, hashlib.sha256(body).digest())
+    return [f"{session.store.url}: the key opens it, and it refuses to overwrite (id {record.id[:8]})"]
+
+
+def _spool(session: Session) -> Sequence[str]:
+    spool = session.spool
+    spool.writer_id()
+    free = format_size(max(0, spool.free_bytes()))
+    return [f"{spool.path}: {free} free beside the reserve of {format_size(spool.reserve_bytes)}"]
+
+
+def _vm(session: Session, vm: VmSettings) -> Check:
+    name = f"vm {vm.name}"
+    try:
+        disks = session.survey(vm)
+        session.spool.vm(vm.name).check_room(sum(disk.copy_bytes for disk in disks))
+    except DrsyncError as err:
+        return Check(name=name, error=err)
+    return Check(name=name, details=[_disk_line(disk) for disk in disks], disks=disks)
+
+
+def _not_looked_at(vm: VmSettings) -> Check:
+    # What a capture would do depends on the newest point, and which bitmaps are ours on the repository.
+    return Check(name=f"vm {vm.name}", looked=False, details=["not looked at until the repository can be used"])
+
+
+def _disk_line(disk: DiskSurvey) -> str:
+    reason = f" ({disk.reason})" if disk.reason else ""
+    what = f"up to {format_size(disk.copy_bytes)} of {format_size(disk.size_bytes)}, {disk.kind}{reason}"
+    return f"{disk.name}: would capture {what}"
+
+
+def _print(found: Check) -> None:
+    if found.error:
+        render.line(f"{found.name}: PROBLEM: {found.error}")
+        render.line(f"    remedy: {found.error.remedy}")
+    for detail in found.details:
+        render.line(f"{found.name}: {detail}")
+
+
+def _document(found: Check) -> views.Document:
+    return {
+        "check": found.name,
+        "ok": found.error is None if found.looked else None,
+        "details": list(found.details),
+        "error": views.error(found.error) if found.error else None,
+        "disks": views.survey(found.disks),
+    }

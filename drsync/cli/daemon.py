@@ -1,0 +1,80 @@
+"""`drsync daemon`: the scheduler, in the foreground."""
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from drsync.cli.app import App, pass_app
+from drsync.config import Config
+from drsync.daemon import Daemon, Request
+from drsync.errors import DrsyncError
+from drsync.keyfile import read_key_file
+from drsync.repository import open_repository
+from drsync.session import Session
+from drsync.systemd import Notifier
+
+_LOGGER = logging.getLogger(__name__)
+
+REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGHUP: Request.RELOAD}
+
+
+@click.command("daemon")
+@pass_app
+def command(app: App) -> None:
+    """Capture every VM on its RPO until told to stop.
+
+    Stays in the foreground and logs one line an outcome to stderr. SIGTERM lets
+    running captures finish, SIGHUP reads the configuration again
+    (examples/drsync.service).
+    """
+    app.set_up_logging(least=1)
+    config = app.config()
+    _reach(config, app)
+    daemon = Daemon(
+        config,
+        load=app.config,
+        open_captures=lambda config: _open(config, app),
+        clock=app.clock,
+        notifier=Notifier.from_environment(),
+    )
+    for number, request in REQUESTS.items():
+        signal.signal(number, _asking(daemon, request))
+    if not daemon.run():
+        # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        daemon.ask(request)
+
+    return handle
+
+
+def _reach(config: Config, app: App) -> None:
+    """End the start if the key is wrong; a store that is away now may come back, and is no reason to.
+
+    One attempt without retries: systemd waits for READY. A reload does without
+    it, since the watchdog wouldn't wait for a store that hangs.
+    """
+    settings = config.repository
+    try:
+        open_repository(Session(config, app.clock).raw_store, read_key_file(settings.key_file), settings.key_file)
+    except DrsyncError as err:
+        if not err.retryable:
+            raise
+        _LOGGER.warning("%s; goes on and tries again", err)
+
+
+def _open(config: Config, app: App) -> Session:
+    """A session, if what is on this host can be used."""
+    read_key_file(config.repository.key_file)
+    session = Session(config, app.clock)
+    session.spool.writer_id()
+    return session

@@ -1,0 +1,159 @@
+"""All printing: documents and tables on stdout; errors, notes and progress on stderr.
+
+rich is loaded when a table or a bar is drawn: a capture that a script calls
+every minute has no use for it.
+"""
+
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from drsync.cli import views
+from drsync.errors import DrsyncError
+from drsync.model import Clock, Progress
+from drsync.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_EVERY_S: Final = 10.0
+"""How often progress is a line where it can't be a bar: seldom enough for a log file."""
+_PLAIN_WIDTH: Final = 10_000
+"""Columns of what is not a terminal: nothing is cut or wrapped there."""
+
+
+def document(value: object) -> None:
+    """Print the one JSON document of a command."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def line(text: str = "") -> None:
+    """Print a line of a result."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a line that is not part of the result."""
+    click.echo(text, err=True)
+
+
+def error(err: DrsyncError, *, as_json: bool) -> None:
+    """Print what went wrong, and what to run next."""
+    _failure(views.error(err), as_json=as_json)
+
+
+def usage_error(message: str, *, remedy: str, as_json: bool) -> None:
+    """Print what is wrong with the command line."""
+    text = _one_line(message[:1].lower() + message[1:].rstrip("."))
+    fields = {"code": 2, "class": "UsageError", "message": text, "remedy": remedy, "retryable": False}
+    _failure(fields, as_json=as_json)
+
+
+def bug(err: BaseException, *, as_json: bool) -> None:
+    """Print that drsync itself is wrong, and where."""
+    note("".join(traceback.format_exception(err)).rstrip())
+    message = f"a bug in drsync: {type(err).__name__}: {err}"
+    remedy = "drsync -vv ...   (the same again, and report what it prints)"
+    _failure(
+        {"code": 1, "class": type(err).__name__, "message": message, "remedy": remedy, "retryable": False},
+        as_json=as_json,
+    )
+
+
+def _failure(fields: views.Document, *, as_json: bool) -> None:
+    if as_json:
+        document({"error": fields})
+    note(f"error: {_one_line(str(fields['message']))}")
+    note(f"remedy: {_one_line(str(fields['remedy']))}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under their headings; the columns in `right` are numbers."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  see the module
+    from rich.console import Console  # noqa: PLC0415  see the module
+    from rich.table import Table  # noqa: PLC0415  see the module
+    from rich.text import Text  # noqa: PLC0415  see the module
+
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(shown)
+
+
+@contextmanager
+def progress(clock: Clock) -> Iterator[Progress]:
+    """Where a command reports how far it is: bars on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield LineProgress(clock)
+        return
+    from rich.console import Console  # noqa: PLC0415  see the module
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415  see the module
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield BarProgress(bars)
+
+
+class BarProgress:
+    """A bar a step."""
+
+    def __init__(self, bars: "RichProgress") -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+
+    def start(self, step: str, total_bytes: int) -> None:
+        self._task = self._bars.add_task(step, total=total_bytes)
+
+    def advance(self, done_bytes: int) -> None:
+        if self._task is not None:
+            self._bars.advance(self._task, done_bytes)
+
+
+class LineProgress:
+    """A line every LINE_EVERY_S with rate and time left; nothing for what is done sooner."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._step, self._total, self._done = "", 0, 0
+        self._started_s = self._said_s = clock.monotonic_s()
+
+    def start(self, step: str, total_bytes: int) -> None:
+        with self._lock:
+            self._step, self._total, self._done = step, total_bytes, 0
+            self._started_s = self._said_s = self._clock.monotonic_s()
+
+    def advance(self, done_bytes: int) -> None:
+        with self._lock:
+            self._done += done_bytes
+            now_s = self._clock.monotonic_s()
+            if now_s - self._said_s >= LINE_EVERY_S:
+                self._said_s = now_s
+                note(progress_line(self._step, self._done, self._total, now_s - self._started_s))
+
+
+def progress_line(step: str, done_bytes: int, total_bytes: int, took_s: float) -> str:
+    """How far a step is, as a line."""
+    rate = done_bytes / took_s if took_s > 0 else 0.0
+    left = f", {format_duration((total_bytes - done_bytes) / rate)} left" if rate and total_bytes > done_bytes else ""
+    return f"{step}: {format_size(done_bytes)} of {format_size(total_bytes)}, {format_size(rate)}/s{left}"

@@ -1,0 +1,38 @@
+"""`drsync status`: how well each VM is protected."""
+
+import click
+
+from drsync.catalog import VmStatus
+from drsync.cli import render, views
+from drsync.cli.app import App, json_option, pass_app
+from drsync.units import format_duration, format_size
+
+COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "last error")
+
+
+@click.command("status")
+@json_option
+@pass_app
+def command(app: App) -> None:
+    """Show how well each VM is protected.
+
+    Its newest point, the lag of that against the RPO, its spool, its last error.
+    """
+    found = app.session().status()
+    if app.as_json:
+        render.document([views.status(status) for status in found])
+    else:
+        render.table(COLUMNS, [_row(status) for status in found], right=("point", "lag", "RPO", "spool"))
+
+
+def _row(status: VmStatus) -> tuple[str, ...]:
+    return (
+        status.vm,
+        status.state,
+        "-" if status.point is None else str(status.point),
+        "-" if status.time is None else f"{status.time:%Y-%m-%d %H:%M:%S}Z",
+        "-" if status.lag_s is None else format_duration(status.lag_s),
+        "-" if status.rpo_s is None else format_duration(status.rpo_s),
+        format_size(status.spool_bytes),
+        status.error,
+    )

@@ -1,0 +1,44 @@
+"""`drsync verify`: whether everything in the repository is as it was written."""
+
+import click
+
+from drsync.cli import render, views
+from drsync.cli.app import App, json_option, pass_app
+from drsync.units import format_size
+from drsync.verify import VmReport
+
+
+@click.command("verify")
+@click.argument("vm", required=False)
+@click.option("--read-data", is_flag=True, help="Also read every object as a whole and open every frame.")
+@json_option
+@pass_app
+@click.pass_context
+def command(ctx: click.Context, app: App, vm: str | None, *, read_data: bool) -> None:
+    """Check that everything is as it was written.
+
+    Of VM, or of all VMs in the repository: the chain of the log, and every
+    object's presence and size; with --read-data every frame of them. Finds all
+    damage, not only the first; the exit code is that of the first.
+    """
+    session = app.session()
+    names = session.known_vms(vm)
+    with render.progress(app.clock) as progress:
+        reports = [session.verify(name, progress, read_data=read_data) for name in names]
+    if app.as_json:
+        render.document([views.report(report) for report in reports])
+    else:
+        for report in reports:
+            _print(report, read_data=read_data)
+    ctx.exit(next((problem.error.code for report in reports for problem in report.problems), 0))
+
+
+def _print(report: VmReport, *, read_data: bool) -> None:
+    what = f"{report.points} points, {report.objects} objects, {format_size(report.stored_bytes)}"
+    if read_data:
+        what += f", {report.frames} blocks read"
+    found = f"{len(report.problems)} problems" if report.problems else "all as it was written"
+    render.line(f"{report.vm}: {what}: {found}")
+    for problem in report.problems:
+        render.line(f"  from point {problem.point} on: {problem.error}")
+        render.line(f"    remedy: {problem.error.remedy}")

@@ -1,0 +1,123 @@
+"""The JSON contract: what each value is in a document (docs/cli.md). Fields may be added, never taken away."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from drsync.errors import DrsyncError
+
+if TYPE_CHECKING:  # values of modules that only some commands need
+    from drsync.catalog import Point, VmStatus
+    from drsync.session import RestorePlan, RestoreRequest
+    from drsync.source import DiskSurvey
+    from drsync.verify import VmReport
+
+Document = Mapping[str, object]
+
+
+def instant(time: datetime | None) -> str | None:
+    """RFC 3339, in UTC."""
+    return None if time is None else time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def error(err: DrsyncError) -> Document:
+    """What an error is to a program."""
+    return {
+        "code": err.code,
+        "class": type(err).__name__,
+        "message": str(err),
+        "remedy": err.remedy,
+        "retryable": err.retryable,
+    }
+
+
+def point(value: "Point") -> Document:
+    """A recovery point."""
+    return {
+        "vm": value.vm,
+        "point": value.number,
+        "time": instant(value.time),
+        "kind": value.kind,
+        "consistency": value.consistency,
+        "disks": [
+            {
+                "name": disk.name,
+                "size_bytes": disk.size_bytes,
+                "changed_bytes": disk.changed_bytes,
+                "kind": disk.kind,
+                "reason": disk.reason,
+            }
+            for disk in value.disks
+        ],
+        "changed_bytes": value.changed_bytes,
+        "stored_bytes": value.stored_bytes,
+        "parent": value.parent,
+        "reason": value.reason,
+        "capture": value.capture,
+        "epoch": value.epoch,
+    }
+
+
+def status(value: "VmStatus") -> Document:
+    """How well a VM is protected."""
+    return {
+        "vm": value.vm,
+        "state": value.state,
+        "point": value.point,
+        "time": instant(value.time),
+        "lag_seconds": None if value.lag_s is None else round(value.lag_s, 3),
+        "rpo_seconds": value.rpo_s,
+        "spool_bytes": value.spool_bytes,
+        "error": value.error or None,
+        "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
+    }
+
+
+def survey(disks: "Sequence[DiskSurvey]") -> Sequence[Document]:
+    """What a capture would do now."""
+    return [
+        {
+            "name": disk.name,
+            "size_bytes": disk.size_bytes,
+            "kind": disk.kind,
+            "reason": disk.reason,
+            "copy_bytes": disk.copy_bytes,
+            "persistent_bitmap": disk.persistent,
+        }
+        for disk in disks
+    ]
+
+
+def restore(request: "RestoreRequest", plan: "RestorePlan", *, took_s: float | None) -> Document:
+    """What a restore wrote, or would write (`took_s` is None)."""
+    return {
+        "vm": request.vm,
+        "point": plan.point.number,
+        "time": instant(plan.point.time),
+        "consistency": plan.point.consistency,
+        "disks": [
+            {
+                "name": disk.name,
+                "path": str(disk.path),
+                "format": request.image_format,
+                "size_bytes": disk.size_bytes,
+                "live_bytes": disk.live_bytes,
+            }
+            for disk in plan.disks
+        ],
+        "definition": str(plan.definition_path),
+        "dry_run": took_s is None,
+        "took_seconds": None if took_s is None else round(took_s, 3),
+    }
+
+
+def report(value: "VmReport") -> Document:
+    """What an audit of a VM's log found."""
+    return {
+        "vm": value.vm,
+        "points": value.points,
+        "objects": value.objects,
+        "stored_bytes": value.stored_bytes,
+        "frames": value.frames,
+        "problems": [{**error(problem.error), "point": problem.point} for problem in value.problems],
+    }

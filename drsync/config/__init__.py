@@ -1,0 +1,36 @@
+"""The configuration file: TOML in, frozen values out.
+
+    key.py        how one value is read
+    settings.py   every key: name, default, and why that default
+    reading.py    the whole file, with all of its problems
+
+Every message names the key, where it stands, its value and what is right.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from drsync.config.reading import load_config, parse_config
+from drsync.config.settings import (
+    Config,
+    DaemonSettings,
+    QmpSource,
+    RepositorySettings,
+    SpoolSettings,
+    VmSettings,
+)
+
+DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
+"""Where the file is when neither --config nor DRSYNC_CONFIG names one."""
+
+__all__ = [
+    "DEFAULT_PATH",
+    "Config",
+    "DaemonSettings",
+    "QmpSource",
+    "RepositorySettings",
+    "SpoolSettings",
+    "VmSettings",
+    "load_config",
+    "parse_config",
+]

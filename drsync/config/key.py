@@ -1,0 +1,126 @@
+"""A key of the configuration file, and how each kind of value is read.
+
+Every reader takes what TOML made of the value and raises ValueError with a
+message that shows the value and says what is right.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from drsync.model import is_name
+from drsync.units import parse_duration, parse_size
+
+Parser = Callable[[object], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key of the file, as its documentation and its reader see it."""
+
+    name: str
+    parse: Parser
+    meaning: str
+    default: object = None
+    """As it would be written in TOML; None for a key that has no value when it is left out."""
+    why: str
+    """Why this default; for a key without one, why it can (or can't) be left out."""
+    required: bool = False
+
+
+def read_text(value: object) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{shown(value)} is not a text; write it in quotes")
+    return value
+
+
+def read_name(value: object) -> str:
+    """A name of a VM, disk or host (see model.NAME_PATTERN)."""
+    text = read_text(value)
+    if not is_name(text):
+        raise ValueError(f"{shown(text)} is not a name; use 1 to 63 of a-z 0-9 . _ - and start with a letter or digit")
+    return text
+
+
+def read_path(value: object) -> Path:
+    """A path, as written; a relative one is completed by the reader of the file."""
+    text = read_text(value)
+    if text.startswith("~") or "\0" in text:
+        raise ValueError(f"{shown(text)} is not a path that can be used; write it in full, as /home/NAME/...")
+    return Path(text)
+
+
+def read_size(value: object) -> int:
+    """Bytes."""
+    if not isinstance(value, str):
+        raise ValueError(f'{shown(value)} is not a size; write it in quotes with its unit, for example "64MiB"')  # noqa: TRY004  one kind of error for every bad value
+    return parse_size(value)
+
+
+def read_duration(value: object) -> float:
+    """Seconds."""
+    if not isinstance(value, str):
+        raise ValueError(f'{shown(value)} is not a time; write it in quotes with its unit, for example "5m"')  # noqa: TRY004  as in read_size
+    return parse_duration(value)
+
+
+def read_at_least_1s(value: object) -> float:
+    """Seconds, one or more."""
+    seconds = read_duration(value)
+    if seconds < 1:
+        raise ValueError(f"{shown(value)} is too short; 1s is the least")
+    return seconds
+
+
+def read_parallel(value: object) -> int:
+    """A number of VMs at a time."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64:
+        raise ValueError(f"{shown(value)} is not a whole number from 1 to 64")
+    return value
+
+
+def read_repository_url(value: object) -> str:
+    """The URL of a directory or bucket, without a slash at its end."""
+    text = read_text(value)
+    match = re.fullmatch(r"file://(/[^?#]*)|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", text)
+    if match is None:
+        raise ValueError(f'{shown(text)} is not a repository; write "file:///DIRECTORY" or "s3://BUCKET/PREFIX"')
+    return text.rstrip("/") if match[1] != "/" else text
+
+
+def read_endpoint_url(value: object) -> str:
+    """The address of an S3 service."""
+    text = read_text(value)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f'{shown(text)} is not an endpoint; write for example "http://127.0.0.1:4566"')
+    if parts.username or parts.password:
+        raise ValueError("holds a secret; credentials come from the environment or ~/.aws, never from this file")
+    return text
+
+
+def read_disks(value: object) -> Mapping[str, str]:
+    """Disk name → block node name."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(
+            f'{shown(value)} is not a table of disks; write for example {{ root = "d0" }}, or leave it out'
+        )
+    for name, node in value.items():
+        read_name(name)
+        if not isinstance(node, str) or not node:
+            raise ValueError(f"{name} = {shown(node)} is not the name of a block node; write it in quotes")
+    if len(set(value.values())) < len(value):
+        raise ValueError("names one block node twice; every disk needs a node of its own")
+    return dict(value)
+
+
+def shown(value: object) -> str:
+    """A value as TOML writes it, cut to what a message can carry."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    return printable if len(printable) <= 80 else printable[:77] + "..."

@@ -1,0 +1,192 @@
+"""A file's content, read into settings, with every problem found in one pass."""
+
+import difflib
+import re
+import socket
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from drsync.config.key import Key, shown
+from drsync.config.settings import (
+    SOURCES,
+    TABLES,
+    Config,
+    DaemonSettings,
+    RepositorySettings,
+    SpoolSettings,
+    VmSettings,
+    keys_of,
+)
+from drsync.errors import ConfigInvalid, ConfigMissing
+from drsync.model import NAME_PATTERN
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
+
+T = TypeVar("T")
+
+
+def load_config(path: Path, *, host_name: str | None = None) -> Config:
+    """Read and check the whole file; nothing but the file is touched.
+
+    `host_name` is the machine's name unless given.
+
+    Raises:
+        ConfigMissing: there is no such file.
+        ConfigInvalid: it can't be read or used; `fields["problems"]` has all that was found.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as err:
+        raise ConfigMissing(path=path) from err
+    except OSError as err:
+        raise _invalid(path, [f"can't be read: {err.strerror}"]) from err
+    return parse_config(content, path, host_name=host_name)
+
+
+def parse_config(content: bytes, path: Path, *, host_name: str | None = None) -> Config:
+    """The values of a file's content; relative paths in it start at the directory of `path`.
+
+    Raises:
+        ConfigInvalid: as `load_config`.
+    """
+    try:
+        document = tomllib.loads(content.decode())
+    except UnicodeDecodeError as err:
+        line = content.count(b"\n", 0, err.start) + 1
+        raise _invalid(path, [f"is not UTF-8 text (at line {line})"]) from err
+    except tomllib.TOMLDecodeError as err:
+        raise _invalid(path, [f"is not TOML: {err}"]) from err
+    config, problems = read_document(document, path, host_name=host_name)
+    if config is None:
+        raise _invalid(path, problems)
+    return config
+
+
+def read_document(
+    document: Mapping[str, object], path: Path, *, host_name: str | None
+) -> tuple[Config | None, Sequence[str]]:
+    """The settings of a parsed document, or None and everything that is wrong with it."""
+    reading = _Reading(path, _safe_host_name(socket.gethostname() if host_name is None else host_name))
+    config = reading.config(document)
+    return (None if reading.problems else config), reading.problems
+
+
+def _invalid(path: Path, problems: Sequence[str]) -> ConfigInvalid:
+    more = f" (and {len(problems) - 1} more; `drsync config check` lists them)" if len(problems) > 1 else ""
+    return ConfigInvalid(path=path, problem=problems[0] + more, problems=tuple(problems))
+
+
+class _Reading:
+    """One pass over a parsed document that collects every problem."""
+
+    def __init__(self, path: Path, host: str) -> None:
+        self.problems: list[str] = []
+        self._path = path
+        self._base = path.absolute().parent
+        self._host = host
+
+    def config(self, document: Mapping[str, object]) -> Config | None:
+        unknown = [name for name in document if name not in TABLES]
+        self.problems += [f"unknown table or key {shown(name)}; {_nearest(name, TABLES)}" for name in unknown]
+        repository = self._table("[repository]", RepositorySettings, document.get("repository", {}))
+        spool = self._table("[spool]", SpoolSettings, document.get("spool", {}))
+        daemon = self._table("[daemon]", DaemonSettings, document.get("daemon", {}))
+        vms = self._vms(document.get("vm", []))
+        if repository is None or spool is None or daemon is None:
+            return None
+        self._check_s3_only(repository)
+        return Config(path=self._path, repository=repository, spool=spool, vms=vms, daemon=daemon)
+
+    def _check_s3_only(self, repository: RepositorySettings) -> None:
+        if not repository.url.startswith("s3:"):
+            for name in ("endpoint_url", "region"):
+                if getattr(repository, name) is not None:
+                    self.problems.append(
+                        f"[repository]: {name} is only for s3:// repositories; url is {repository.url}"
+                    )
+
+    def _vms(self, tables: object) -> tuple[VmSettings, ...]:
+        if not isinstance(tables, list):
+            self.problems.append("vm is not a list of tables; write [[vm]], with two brackets")
+            return ()
+        vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
+        for vm in vms:
+            if len(bytes(vm.source.socket)) > MAX_SOCKET_PATH_BYTES:
+                limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
+                self.problems.append(f'[[vm]] "{vm.name}": socket: {vm.source.socket} {limit}')
+        self._check_unique("name", [vm.name for vm in vms])
+        self._check_unique("socket", [str(vm.source.socket) for vm in vms])
+        return tuple(vms)
+
+    def _check_unique(self, key: str, values: Sequence[str]) -> None:
+        for value in sorted({value for value in values if values.count(value) > 1}):
+            self.problems.append(
+                f"[[vm]]: {key} = {shown(value)} stands {values.count(value)} times; it must be unique"
+            )
+
+    def _vm(self, number: int, table: object) -> VmSettings | None:
+        named = table.get("name") if isinstance(table, dict) else None
+        where = f"[[vm]] {shown(named)}" if isinstance(named, str) else f"[[vm]] number {number}"
+        if not isinstance(table, dict):
+            self.problems.append(f"{where} = {shown(table)} is not a table")
+            return None
+        chosen = table.get("source", "qmp")
+        source_class = SOURCES[chosen if isinstance(chosen, str) and chosen in SOURCES else "qmp"]
+        source_names = _names(source_class)
+        own = {name: value for name, value in table.items() if name not in source_names}
+        rest = {name: value for name, value in table.items() if name in source_names}
+        source = self._table(where, source_class, rest)
+        return self._table(where, VmSettings, own, also_known=source_names, source=source)
+
+    def _table(
+        self, where: str, kind: type[T], table: object, *, also_known: set[str] | None = None, **given: object
+    ) -> T | None:
+        """One table's values, or None when a problem was noted; `given` replaces what was parsed."""
+        if not isinstance(table, dict):
+            self.problems.append(f"{where} = {shown(table)} is not a table")
+            return None
+        before = len(self.problems)
+        keys = keys_of(kind)
+        known = _names(kind) | (also_known or set())
+        unknown = [name for name in table if name not in known]
+        self.problems += [f"{where}: unknown key {shown(name)}; {_nearest(name, known)}" for name in unknown]
+        values = {attribute: self._value(where, key, table) for attribute, key in keys.items()}
+        return kind(**values | given) if len(self.problems) == before and None not in given.values() else None
+
+    def _value(self, where: str, key: Key, table: Mapping[str, object]) -> object:
+        if key.name not in table and key.required:
+            self.problems.append(f"{where}: {key.name} is missing")
+            return None
+        raw = table.get(key.name, self._host if key.name == "host" else key.default)
+        if raw is None:
+            return None
+        try:
+            value = key.parse(raw)
+        except ValueError as err:
+            self.problems.append(f"{where}: {key.name}: {err}")
+            return None
+        return self._base / value if isinstance(value, Path) else value
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """What the writer may have meant: a key of another table, or one that is written nearly so."""
+    tables = [*TABLES.items(), *(("vm", kind) for kind in SOURCES.values())]
+    homes = [table for table, kind in tables if name in _names(kind)]
+    if homes:
+        return f"it belongs to {'[[vm]]' if homes[0] == 'vm' else f'[{homes[0]}]'}"
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _names(kind: type) -> set[str]:
+    return {key.name for key in keys_of(kind).values()}
+
+
+def _safe_host_name(name: str) -> str:
+    safe = re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")[:63]
+    if re.fullmatch(NAME_PATTERN, safe) is None:
+        return "host"
+    return safe

@@ -1,0 +1,248 @@
+"""Every key of the configuration file: the one definition.
+
+The classes below say each key's name, how its text is read, its default, and
+why that default. docs/config.md and examples/drsync.toml are checked against
+them by a test. Values are in the unit that their name says (`reserve_bytes`, `rpo_s`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Final
+
+from drsync.config.key import (
+    Key,
+    read_at_least_1s,
+    read_disks,
+    read_endpoint_url,
+    read_name,
+    read_parallel,
+    read_path,
+    read_repository_url,
+    read_size,
+    read_text,
+    shown,
+)
+from drsync.errors import UnknownVm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositorySettings:
+    """`[repository]`: where points go, and the key that seals them."""
+
+    url: Annotated[
+        str,
+        Key(
+            name="url",
+            parse=read_repository_url,
+            required=True,
+            meaning="Where points are kept: `file:///DIRECTORY` or `s3://BUCKET/PREFIX`.",
+            why="No place is right for everybody, and a repository on the VM's own disk would be lost with it.",
+        ),
+    ]
+    endpoint_url: Annotated[
+        str | None,
+        Key(
+            name="endpoint_url",
+            parse=read_endpoint_url,
+            meaning="The S3 service's address. Only with `s3://`, and only for stores that are not AWS.",
+            why="boto3 knows the addresses of AWS.",
+        ),
+    ]
+    region: Annotated[
+        str | None,
+        Key(
+            name="region",
+            parse=read_text,
+            meaning="The bucket's region. Only with `s3://`.",
+            why="boto3 takes it from AWS_DEFAULT_REGION or ~/.aws/config.",
+        ),
+    ]
+    key_file: Annotated[
+        Path,
+        Key(
+            name="key_file",
+            parse=read_path,
+            default="/etc/drsync/repository.key",
+            meaning="The file with the repository's key. Only its owner may read it (mode 0600).",
+            why="Beside the configuration: the two belong to the host, not to the data.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSettings:
+    """`[spool]`: where layers wait until the repository has them."""
+
+    path: Annotated[
+        Path,
+        Key(
+            name="path",
+            parse=read_path,
+            default="/var/lib/drsync/spool",
+            meaning="The spool's directory. QEMU must be able to open the files in it.",
+            why="The place that the file system standard gives to a program's own lasting data.",
+        ),
+    ]
+    reserve_bytes: Annotated[
+        int,
+        Key(
+            name="reserve",
+            parse=read_size,
+            default="2GiB",
+            meaning="Free space that a capture must leave on the spool's file system; else it is refused.",
+            why="Room for what the guest writes anew while a capture runs, and for the file system's other users.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QmpSource:
+    """`source = "qmp"`: a QMP socket of drsync's own, to qemu-system or qemu-storage-daemon."""
+
+    socket: Annotated[
+        Path,
+        Key(
+            name="socket",
+            parse=read_path,
+            required=True,
+            meaning="The UNIX socket given to QEMU with `-qmp unix:SOCKET,server=on,wait=off`, for drsync alone.",
+            why="QEMU serves one client at a time on a QMP socket, so every VM has one for drsync.",
+        ),
+    ]
+    disks: Annotated[
+        Mapping[str, str] | None,
+        Key(
+            name="disks",
+            parse=read_disks,
+            meaning="The disks to protect: name in the repository = QEMU's block node name.",
+            why="Left out: all writable disks, named after their device.",
+        ),
+    ]
+
+
+SOURCES: Final[Mapping[str, type[QmpSource]]] = {"qmp": QmpSource}
+"""What `source` may be, and which class holds the keys that only this source has."""
+
+
+def _source(value: object) -> str:
+    if not isinstance(value, str) or value not in SOURCES:
+        raise ValueError(f"{shown(value)} is not a source; use {' or '.join(map(shown, SOURCES))}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSettings:
+    """`[[vm]]`: one machine to protect."""
+
+    name: Annotated[
+        str,
+        Key(
+            name="name",
+            parse=read_name,
+            required=True,
+            meaning="The VM's name in the repository: 1 to 63 of a-z 0-9 . _ -, and only once in this file.",
+            why="Points are found by it, so it outlives host names and UUIDs.",
+        ),
+    ]
+    source: Annotated[
+        QmpSource,
+        Key(
+            name="source",
+            parse=_source,
+            default="qmp",
+            meaning='How drsync reaches the VM: `"qmp"`, a QMP socket of its own.',
+            why="The only one yet.",
+        ),
+    ]
+    rpo_s: Annotated[
+        float,
+        Key(
+            name="rpo",
+            parse=read_at_least_1s,
+            default="5m",
+            meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+            why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
+        ),
+    ]
+    capture_timeout_s: Annotated[
+        float,
+        Key(
+            name="capture_timeout",
+            parse=read_at_least_1s,
+            default="10m",
+            meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
+            why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSettings:
+    """`[daemon]`: the scheduler."""
+
+    parallel: Annotated[
+        int,
+        Key(
+            name="parallel",
+            parse=read_parallel,
+            default=2,
+            meaning="How many VMs are captured and shipped at a time, 1 to 64.",
+            why="One reads while another waits for the line; more would make every capture longer.",
+        ),
+    ]
+    host: Annotated[
+        str,
+        Key(
+            name="host",
+            parse=read_name,
+            meaning="This host's name in the repository. Two hosts with one repository need two names.",
+            why="Left out: the machine's host name, in lower case, other characters replaced by `-`.",
+        ),
+    ]
+    stop_timeout_s: Annotated[
+        float,
+        Key(
+            name="stop_timeout",
+            parse=read_at_least_1s,
+            default="60s",
+            meaning="How long SIGTERM lets captures finish; then they are abandoned, safely. At least 1s.",
+            why="Below systemd's 90 s, after which it would kill.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the configuration file says."""
+
+    path: Path
+    repository: RepositorySettings
+    spool: SpoolSettings
+    vms: Sequence[VmSettings]
+    daemon: DaemonSettings
+
+    def vm(self, name: str) -> VmSettings:
+        """The settings of the VM of this name.
+
+        Raises:
+            UnknownVm: it is not configured; the message lists those that are.
+        """
+        for vm in self.vms:
+            if vm.name == name:
+                return vm
+        raise UnknownVm(vm=name, known=", ".join(vm.name for vm in self.vms) or "none")
+
+
+TABLES: Final = {
+    "repository": RepositorySettings,
+    "spool": SpoolSettings,
+    "vm": VmSettings,
+    "daemon": DaemonSettings,
+}
+"""The file's tables. `[[vm]]` also takes the keys of its source."""
+
+
+def keys_of(table: type) -> Mapping[str, Key]:
+    """The keys of one settings class, by the name of the attribute that holds the value."""
+    return {field.name: field.type.__metadata__[0] for field in fields(table)}  # type: ignore[union-attr]

@@ -1,0 +1,101 @@
+"""The names of objects, below the repository's prefix. The only place that builds one.
+
+repo.json                     what this repository is
+keys/recovery-<id>.json       the root key of repository <id>, wrapped by its recovery key
+vm/<vm>/log/<seq:016x>        a segment
+vm/<vm>/pack/<id>             a pack
+vm/<vm>/map/<seq:016x>-<id>   a block map
+host/<host>.json              a heartbeat; the only object that is overwritten
+"""
+
+import re
+from typing import Final
+
+from drsync.format import Malformed
+
+REPOSITORY: Final = "repo.json"
+MAX_SEQ: Final = 2**63 - 1
+
+
+def recovery_slot(repository_id: bytes) -> str:
+    """The name of a repository's recovery slot.
+
+    It holds the repository's id, so that two that are made in one place at the
+    same moment don't overwrite each other's slot: only one becomes the repository.
+    """
+    return f"keys/recovery-{repository_id.hex()}.json"
+
+
+def log_prefix(vm: str) -> str:
+    """What the names of a VM's segments start with."""
+    return f"vm/{vm}/log/"
+
+
+def segment(vm: str, seq: int) -> str:
+    """The name of segment `seq`."""
+    return f"{log_prefix(vm)}{seq:016x}"
+
+
+def seq_of_segment(name: str) -> int:
+    """The number in a segment's name.
+
+    Raises:
+        Malformed: the name is not a segment's.
+    """
+    match = re.fullmatch(r"vm/[^/]+/log/([0-9a-f]{16})", name)
+    if match is None or not 1 <= int(match[1], 16) <= MAX_SEQ:
+        raise Malformed("its name is not a segment's")
+    return int(match[1], 16)
+
+
+def pack_prefix(vm: str) -> str:
+    """What the names of a VM's packs start with."""
+    return f"vm/{vm}/pack/"
+
+
+def pack(vm: str, object_id: bytes) -> str:
+    """The name of a pack."""
+    return f"{pack_prefix(vm)}{object_id.hex()}"
+
+
+def map_prefix(vm: str) -> str:
+    """What the names of a VM's block maps start with."""
+    return f"vm/{vm}/map/"
+
+
+def block_map(vm: str, seq: int, object_id: bytes) -> str:
+    """The name of a block map of point `seq`."""
+    return f"{map_prefix(vm)}{seq:016x}-{object_id.hex()}"
+
+
+def seq_of_map(name: str) -> int:
+    """The number of the point whose map this is.
+
+    Raises:
+        Malformed: the name is not a map's.
+    """
+    match = re.fullmatch(r"vm/[^/]+/map/([0-9a-f]{16})-[0-9a-f]{32}", name)
+    if match is None:
+        raise Malformed("its name is not a block map's")
+    return int(match[1], 16)
+
+
+def object_id_of(name: str) -> bytes:
+    """The object id at the end of a pack's or map's name.
+
+    Raises:
+        Malformed: there is none.
+    """
+    tail = name[-32:]
+    if not re.fullmatch(r"[0-9a-f]{32}", tail):
+        raise Malformed("its name has no object id")
+    return bytes.fromhex(tail)
+
+
+def heartbeat(host: str) -> str:
+    """The name of a host's heartbeat."""
+    return f"host/{host}.json"
+
+
+HEARTBEAT_PREFIX: Final = "host/"
+VM_PREFIX: Final = "vm/"

@@ -1,0 +1,295 @@
+"""The disks of one point: which object holds each block, and where.
+
+A point is read by laying the segments of the log over each other, oldest first:
+
+    segment 3            ▓▓▓▓          last writer of a block wins; a zero run
+    segment 2     ░░░         ░░       takes it out again; a disk whose capture
+    segment 1  ███████████████████     was a full starts from nothing
+    ─────────────────────────────────▶ block
+
+That is done one window of 8192 blocks (512 MiB of disk) at a time, and of the
+packs only those are opened whose rows can lie in it: memory does not grow with
+the disk. Every point is a full, in this sense.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from drsync.errors import ChainBroken, ObjectDamaged
+from drsync.format import Malformed, names, seal
+from drsync.format.frame import HASH_BYTES
+from drsync.format.seal import FRAMES_START
+from drsync.format.segment import (
+    Bytes2D,
+    DiskMeta,
+    DiskRows,
+    PackEntry,
+    PointMeta,
+    check_bounds,
+    check_rows,
+    decode_pack,
+    position,
+)
+from drsync.log import Log, Segment
+from drsync.model import BLOCK_SIZE, Kind, block_count
+from drsync.repository import VmObjects
+
+WINDOW_BLOCKS = 8192
+"""Blocks of a window: what one L2 table of a restored image maps, too."""
+NOWHERE = -1
+"""The container of a block that no object holds: it reads as zeros."""
+_CACHED_PACKS = 2048  # of 64 GiB of data, about 14 KiB each
+_READERS = 8  # windows that are looked up at once, which is how many packs are opened at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """An object that holds frames."""
+
+    name: str
+    object_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Where the blocks of a part of a disk are; one array element a block."""
+
+    first_block: int
+    containers: npt.NDArray[np.int32]
+    """Index into PointImage.containers, or NOWHERE."""
+    offsets: npt.NDArray[np.uint32]
+    lengths: npt.NDArray[np.uint32]
+    hashes: Bytes2D
+
+    @classmethod
+    def empty(cls, first_block: int, count: int) -> "Window":
+        return cls(
+            first_block=first_block,
+            containers=np.full(count, NOWHERE, np.int32),
+            offsets=np.zeros(count, np.uint32),
+            lengths=np.zeros(count, np.uint32),
+            hashes=np.zeros((count, HASH_BYTES), np.uint8),
+        )
+
+    def forget_from(self, block: int) -> None:
+        """Blocks from `block` on do not exist (the disk was smaller then)."""
+        self.containers[max(0, block - self.first_block) :] = NOWHERE
+
+    def lay(self, rows: "PlacedRows", container: int) -> None:
+        """Lay the rows of an object over this window."""
+        first, end = self.first_block, self.first_block + len(self.containers)
+        low, high = np.searchsorted(rows.rows.blocks, [first, end])
+        at = rows.rows.blocks[low:high] - np.uint32(first)
+        self.containers[at] = container
+        self.offsets[at] = rows.offsets[low:high]
+        self.lengths[at] = rows.rows.lengths[low:high]
+        self.hashes[at] = rows.rows.hashes[low:high]
+        starts = rows.rows.zero_first.astype(np.int64)
+        ends = starts + rows.rows.zero_count
+        for run in np.flatnonzero((starts < end) & (ends > first)):
+            self.containers[max(0, starts[run] - first) : ends[run] - first] = NOWHERE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedRows:
+    """Rows of a disk in an object, with the offsets of their frames."""
+
+    rows: DiskRows
+    offsets: npt.NDArray[np.uint32]
+
+
+def place(rows: Sequence[DiskRows]) -> dict[str, PlacedRows]:
+    """The rows of one object by disk, each with the offsets of its frames."""
+    placed: dict[str, PlacedRows] = {}
+    at = FRAMES_START
+    for row in rows:
+        ends = at + np.cumsum(row.lengths, dtype=np.int64)
+        offsets = (ends - row.lengths).astype(np.uint32)
+        placed[row.disk] = PlacedRows(rows=row, offsets=offsets)
+        at = int(ends[-1]) if len(ends) else at
+    return placed
+
+
+def read_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
+    """The rows of a pack that a segment lists, checked against that entry and against the point's disks.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
+    """
+    name = names.pack(objects.vm, entry.object_id)
+    return pack_rows(name, objects.read_index(name, "pack"), entry, disks)
+
+
+def pack_rows(name: str, opened: seal.Opened, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
+    """The rows of a pack whose index was opened (see `read_pack`).
+
+    Raises:
+        ObjectDamaged: it is not the pack that the segment lists.
+    """
+    try:
+        if opened.index_sha256 != entry.index_sha256 or opened.length != entry.length:
+            raise Malformed("it is not the pack that its segment lists")
+        rows = decode_pack(opened.index, opened.frames_end)
+        check_rows(rows, disks)
+        check_bounds(rows, disks, entry)
+    except Malformed as err:
+        raise ObjectDamaged(key=name, problem=err) from err
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What one segment does to one disk."""
+
+    segment: Segment
+    disk_number: int
+    blocks: int
+    container: int
+    """The container number of the segment itself; pack n of it has container + 1 + n."""
+    own: PlacedRows | None
+
+
+class PointImage:
+    """The disks of one point. Windows can be asked for from several threads."""
+
+    def __init__(self, objects: VmObjects, segments: Sequence[Segment]) -> None:
+        """`segments` is the log up to the point, in order, from one that holds every disk in full on."""
+        self._objects = objects
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[int, int], dict[str, PlacedRows]] = OrderedDict()
+        self.containers: list[Container] = []
+        self._steps: dict[str, list[_Step]] = {}
+        self._before: PointMeta | None = None
+        self.point, self.seq = _newest_point(objects.vm, segments)
+        for segment in segments:
+            self._add(segment)
+        wanted = {d.name for d in self.point.disks}
+        self._steps = {name: steps for name, steps in self._steps.items() if name in wanted}
+
+    def _add(self, segment: Segment) -> None:
+        container = len(self.containers)
+        self.containers.append(Container(name=segment.name, object_id=segment.object_id))
+        for number in range(len(segment.packs)):
+            object_id = segment.packs.ids[number].tobytes()
+            self.containers.append(Container(name=names.pack(self._objects.vm, object_id), object_id=object_id))
+        if segment.meta.point is None:
+            return
+        own = place(segment.rows)
+        steps: dict[str, list[_Step]] = {}
+        for number, disk in enumerate(segment.meta.point.disks):
+            problem = self._discontinuity(segment.meta.point, disk)
+            if problem:
+                raise ChainBroken(vm=self._objects.vm, seq=segment.seq, problem=f"disk {disk.name} {problem}")
+            step = _Step(
+                segment=segment,
+                disk_number=number,
+                blocks=block_count(disk.size_bytes),
+                container=container,
+                own=own.get(disk.name),
+            )
+            steps[disk.name] = [] if disk.kind is Kind.FULL else self._steps[disk.name]
+            steps[disk.name].append(step)
+        self._steps = steps  # a disk that this point lacks starts anew when it comes back
+        self._before = segment.meta.point
+
+    def _discontinuity(self, point: PointMeta, disk: DiskMeta) -> str:
+        """What keeps a disk of `point` from being laid over the point before; empty if nothing does."""
+        if disk.kind is Kind.FULL:
+            return ""
+        known = {d.name: d for d in self._before.disks} if self._before is not None else {}
+        if self._before is None or disk.name not in known:
+            return "is no full, and the point before does not have it"
+        if disk.kind is Kind.INCREMENTAL and point.base != self._before.capture:
+            return "is an increment, but not of the point before"
+        if disk.kind is Kind.INCREMENTAL and disk.size_bytes != known[disk.name].size_bytes:
+            return "is an increment of another size than the point before has"
+        return ""
+
+    def disk(self, name: str) -> DiskMeta:
+        """The disk's metadata. KeyError if the point has no such disk."""
+        return {d.name: d for d in self.point.disks}[name]
+
+    def window_count(self, disk: str) -> int:
+        return -(-block_count(self.disk(disk).size_bytes) // WINDOW_BLOCKS)
+
+    def window(self, disk: str, index: int) -> Window:
+        """Where blocks `index * 8192` on of a disk are.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: a pack that is needed is not there or not whole.
+        """
+        first = index * WINDOW_BLOCKS
+        window = Window.empty(first, min(WINDOW_BLOCKS, block_count(self.disk(disk).size_bytes) - first))
+        for step in self._steps[disk]:
+            window.forget_from(step.blocks)
+            for number in _packs_within(step, window):
+                placed = self._pack(step, number).get(disk)
+                if placed is not None:
+                    window.lay(placed, step.container + 1 + number)
+            if step.own is not None:
+                window.lay(step.own, step.container)
+        return window
+
+    def windows(self, disk: str) -> Iterator[Window]:
+        """All windows of a disk in order; the packs of the next ones are opened ahead."""
+        count = self.window_count(disk)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="image") as readers:
+            ahead = deque(readers.submit(self.window, disk, i) for i in range(min(_READERS, count)))
+            try:
+                for index in range(count):
+                    window = ahead.popleft().result()
+                    if index + _READERS < count:
+                        ahead.append(readers.submit(self.window, disk, index + _READERS))
+                    yield window
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def live_bytes(self, disk: str) -> int:
+        """Bytes of the blocks that hold data: what a restored disk takes."""
+        return sum(int(np.count_nonzero(w.containers != NOWHERE)) for w in self.windows(disk)) * BLOCK_SIZE
+
+    def _pack(self, step: _Step, number: int) -> dict[str, PlacedRows]:
+        key = (step.segment.seq, number)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        disks = step.segment.meta.point.disks if step.segment.meta.point else []
+        placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+        with self._lock:
+            self._cache[key] = placed
+            if len(self._cache) > _CACHED_PACKS:
+                self._cache.popitem(last=False)
+        return placed
+
+
+def load_image(log: Log, seq: int) -> PointImage:
+    """The disks of point `seq`.
+
+    Raises:
+        ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
+    """
+    return PointImage(log.objects, list(log.chain(1, seq)))
+
+
+def _newest_point(vm: str, segments: Sequence[Segment]) -> tuple[PointMeta, int]:
+    for segment in reversed(segments):
+        if segment.meta.point is not None:
+            return segment.meta.point, segment.seq
+    raise ChainBroken(vm=vm, seq=segments[-1].seq if segments else 0, problem="there is no point in it")
+
+
+def _packs_within(step: _Step, window: Window) -> range:
+    """The numbers of the step's packs whose rows can lie in the window."""
+    start = position(step.disk_number, window.first_block)
+    end = start + len(window.containers) - 1
+    low = np.searchsorted(step.segment.packs.last, np.uint64(start), side="left")
+    high = np.searchsorted(step.segment.packs.first, np.uint64(end), side="right")
+    return range(int(low), int(high))

@@ -1,0 +1,264 @@
+"""A repository: its record, its key, and the objects of one VM in it."""
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64decode, b64encode
+from functools import lru_cache
+
+import msgspec
+
+from drsync.errors import (
+    ObjectDamaged,
+    ObjectExists,
+    ObjectMissing,
+    RepositoryExists,
+    RepositoryMissing,
+    RepositoryTooNew,
+    StoreUnsafe,
+    WrongKey,
+    WrongRecoveryKey,
+)
+from drsync.format import FEATURES, FORMAT_VERSION, Malformed, names, seal
+from drsync.format.keys import ObjectKeys, RecoveryKey, RootKey, VmKey, new_object_id
+from drsync.format.record import decode_record
+from drsync.model import BLOCK_SIZE, Clock, is_name
+from drsync.store import ObjectStore
+
+_MAX_RECORD_BYTES = 64 * 1024
+
+
+class RepositoryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """repo.json: what this repository is. Unknown fields are taken, unknown features are not."""
+
+    format: int
+    features: list[str]
+    id: str
+    block_size: int
+    created: str
+    key_check: str
+
+
+class RecoverySlot(msgspec.Struct, frozen=True, kw_only=True):
+    """keys/recovery-<id>.json: the root key, wrapped by the recovery key."""
+
+    kind: str
+    wrapped: str
+
+
+class Repository:
+    """An open repository: its key has been checked."""
+
+    def __init__(self, store: ObjectStore, record: RepositoryRecord, root: RootKey) -> None:
+        self.store = store
+        self.record = record
+        self.id = bytes.fromhex(record.id)
+        self._root = root
+
+    @property
+    def tag(self) -> str:
+        """Eight hex digits that tell this repository's bitmaps and nodes in QEMU from others'."""
+        return self.record.id[:8]
+
+    def vm(self, name: str) -> "VmObjects":
+        """The part of the repository that belongs to the VM `name`, which may be empty yet."""
+        return VmObjects(self.store, self.id, name, self._root.of_vm(self.id, name))
+
+    def vm_names(self) -> list[str]:
+        """The VMs that have objects here, whether configured on this host or not."""
+        found: list[str] = []
+        after = ""
+        while True:  # jump from VM to VM instead of listing every segment
+            info = next(iter(self.store.list(names.VM_PREFIX, after=after)), None)
+            if info is None:
+                return found
+            name = info.key.split("/")[1]
+            if is_name(name):  # whoever can write here can make any other; no VM has it
+                found.append(name)
+            after = f"{names.VM_PREFIX}{name}/\x7f"
+
+
+class VmObjects:
+    """The objects of one VM: reads their indexes and knows their keys. Safe to call from several threads."""
+
+    def __init__(self, store: ObjectStore, repository_id: bytes, vm: str, key: VmKey) -> None:
+        self.store = store
+        self.repository_id = repository_id
+        self.vm = vm
+        self.key = key
+        self.keys_of = lru_cache(maxsize=4096)(key.of_object)
+
+    def new_header(self, kind: str, seq: int = 0) -> seal.Header:
+        """The header of an object that is about to be made; its id is new."""
+        return msgspec.convert(
+            {
+                "kind": kind,
+                "repository": self.repository_id.hex(),
+                "vm": self.vm,
+                "object": new_object_id().hex(),
+                "seq": seq,
+            },
+            seal.Header,
+        )
+
+    def object_keys(self, header: seal.Header) -> ObjectKeys:
+        return self.keys_of(bytes.fromhex(header.object))
+
+    def read_index(self, name: str, kind: str, *, seq: int = 0) -> seal.Opened:
+        """The authenticated header and index of the object `name`, which must be a `kind` with number `seq`.
+
+        Raises:
+            ObjectMissing: it is not there.
+            ObjectDamaged: it is not an object of this VM that belongs under this name.
+        """
+        tail = self.store.get_tail(name, seal.TAIL_BYTES)
+        try:
+            footer = seal.parse_footer(tail.data, tail.object_size_bytes)
+            data = tail.data
+            if footer.tail_length > len(data):
+                start = tail.object_size_bytes - footer.tail_length
+                data = self.store.get_range(name, start, footer.tail_length)
+            return self._open(name, kind, seq, data, footer)
+        except Malformed as err:
+            raise ObjectDamaged(key=name, problem=err) from err
+
+    def open_whole(self, name: str, kind: str, data: bytes, *, seq: int = 0) -> seal.Opened:
+        """As `read_index`, of an object that was read as a whole; its SHA-256 is checked too.
+
+        Raises:
+            ObjectDamaged: it is not an object of this VM that belongs under this name.
+        """
+        try:
+            footer = seal.parse_footer(data, len(data))
+            if hashlib.sha256(memoryview(data)[: -seal.FOOTER_BYTES]).digest() != footer.sha256:
+                raise Malformed("its bytes do not match its SHA-256")
+            if data[: seal.FRAMES_START] != seal.MAGIC:
+                raise Malformed("it does not begin like an object of drsync")
+            return self._open(name, kind, seq, data, footer)
+        except Malformed as err:
+            raise ObjectDamaged(key=name, problem=err) from err
+
+    def _open(self, name: str, kind: str, seq: int, data: bytes, footer: seal.Footer) -> seal.Opened:
+        claimed = seal.header_of(data, footer)
+        expected = (kind, self.repository_id.hex(), self.vm, seq)
+        if (claimed.kind, claimed.repository, claimed.vm, claimed.seq) != expected:
+            raise Malformed(f"it is {claimed.kind} {claimed.seq} of VM {claimed.vm!r}, not what its name says")
+        if kind != "segment" and not name.endswith(claimed.object):
+            raise Malformed("it is another object than its name says")
+        return seal.open_index(data, footer, self.object_keys(claimed))
+
+
+def create_repository(store: ObjectStore, root: RootKey, clock: Clock) -> RecoveryKey:
+    """Make a repository in an empty place; the recovery key is nowhere else but in what this returns.
+
+    The recovery slot is written first and repo.json last, so that there is
+    never a repository that its recovery key does not open.
+
+    Raises:
+        RepositoryExists: there is one already; nothing was changed.
+        StoreUnsafe: the store overwrites what it was told only to create.
+    """
+    if find_record(store) is not None:
+        raise RepositoryExists(url=store.url)
+    identifier = secrets.token_bytes(16)
+    recovery = RecoveryKey.generate()
+    slot = RecoverySlot(kind="recovery", wrapped=b64encode(recovery.wrap(root, identifier)).decode())
+    record = RepositoryRecord(
+        format=FORMAT_VERSION,
+        features=[],
+        id=identifier.hex(),
+        block_size=BLOCK_SIZE,
+        created=clock.now().isoformat(),
+        key_check=root.check(identifier).hex(),
+    )
+    _create(store, names.recovery_slot(identifier), slot)
+    _probe(store, names.recovery_slot(identifier))
+    try:
+        _create(store, names.REPOSITORY, record)
+    except ObjectExists as err:
+        raise RepositoryExists(url=store.url) from err
+    return recovery
+
+
+def _probe(store: ObjectStore, taken: str) -> None:
+    """Find out, before there is a repository, whether the store keeps what is there: everything stands on that."""
+    body = b"whoever reads this has a store that overwrites"
+    try:
+        store.create(taken, body, sha256=hashlib.sha256(body).digest())
+    except ObjectExists:
+        return
+    raise StoreUnsafe(url=store.url)
+
+
+def _create(store: ObjectStore, name: str, record: msgspec.Struct) -> None:
+    body = msgspec.json.encode(record)
+    store.create(name, body, sha256=hashlib.sha256(body).digest())
+
+
+def open_repository(store: ObjectStore, root: RootKey, key_path: object) -> Repository:
+    """The repository in `store`, if `root` is its key.
+
+    Raises:
+        RepositoryMissing, RepositoryTooNew: it can't be used.
+        WrongKey: `root` is another repository's; `key_path` is named in the message.
+    """
+    record = read_record(store)
+    if not hmac.compare_digest(root.check(bytes.fromhex(record.id)).hex(), record.key_check):
+        raise WrongKey(path=key_path, url=store.url)
+    return Repository(store, record, root)
+
+
+def recover_root_key(store: ObjectStore, recovery: RecoveryKey) -> RootKey:
+    """The root key, from the repository's recovery slot.
+
+    Raises:
+        WrongRecoveryKey: `recovery` is not this repository's.
+    """
+    record = read_record(store)
+    identifier = bytes.fromhex(record.id)
+    try:
+        raw = store.get(names.recovery_slot(identifier), limit_bytes=_MAX_RECORD_BYTES)
+        root = recovery.unwrap(b64decode(decode_record(raw, RecoverySlot).wrapped), identifier)
+    except ValueError as err:  # Malformed is one, and base64's complaint
+        raise WrongRecoveryKey(url=store.url, problem=err) from err
+    if not hmac.compare_digest(root.check(identifier).hex(), record.key_check):
+        raise WrongRecoveryKey(url=store.url, problem="it opens a slot of another repository")
+    return root
+
+
+def read_record(store: ObjectStore) -> RepositoryRecord:
+    """What repo.json says, if this drsync can work with it.
+
+    Raises:
+        RepositoryMissing: there is none.
+        RepositoryTooNew: it needs a newer drsync.
+        ObjectDamaged: it is not a repository's record.
+    """
+    record = find_record(store)
+    if record is None:
+        raise RepositoryMissing(url=store.url)
+    if record.format > FORMAT_VERSION:
+        raise RepositoryTooNew(url=store.url, needed=f"format {record.format}")
+    unknown = sorted(set(record.features) - FEATURES)
+    if unknown or record.block_size != BLOCK_SIZE:
+        raise RepositoryTooNew(url=store.url, needed=", ".join(unknown) or f"blocks of {record.block_size} bytes")
+    return record
+
+
+def find_record(store: ObjectStore) -> RepositoryRecord | None:
+    """repo.json, or None if there is none.
+
+    Raises:
+        ObjectDamaged: it is not a repository's record.
+    """
+    try:
+        raw = store.get(names.REPOSITORY, limit_bytes=_MAX_RECORD_BYTES)
+    except ObjectMissing:
+        return None
+    try:
+        record = decode_record(raw, RepositoryRecord)
+        if len(bytes.fromhex(record.id)) != 16 or len(bytes.fromhex(record.key_check)) != 16 or record.format < 1:
+            raise Malformed("it breaks a rule of docs/format.md")
+    except ValueError as err:  # Malformed is one, and what fromhex raises
+        raise ObjectDamaged(key=names.REPOSITORY, problem="it is not a repository's record") from err
+    return record

@@ -1,0 +1,334 @@
+"""Wires a configuration to the parts: what the command line and the daemon call.
+
+A session opens what it needs when it needs it, and holds nothing that a
+concurrent thread could not use: the daemon runs several VMs in one session.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from drsync import catalog
+from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_cycle
+from drsync.catalog import Point, VmStatus
+from drsync.config import Config, VmSettings
+from drsync.errors import (
+    DrsyncError,
+    IntegrityError,
+    ObjectMissing,
+    PointLost,
+    RepositoryExists,
+    TargetExists,
+    UnknownDisk,
+    UnknownVm,
+)
+from drsync.format.keys import RecoveryKey, RootKey
+from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
+from drsync.image import PointImage
+from drsync.keyfile import read_key_file, write_key_file
+from drsync.log import Log
+from drsync.model import Clock, Progress
+from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
+from drsync.restore import restore_disk
+from drsync.source import DiskSurvey, Source
+from drsync.spool import Spool
+from drsync.store import ObjectStore
+from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
+from drsync.verify import VmReport, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """What to restore, and where to."""
+
+    vm: str
+    output: Path
+    number: int | None = None
+    at: datetime | None = None
+    image_format: ImageFormat = ImageFormat.QCOW2
+    disks: Sequence[str] = ()
+    """Just these disks; empty = all."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredDisk:
+    """A disk that was, or would be, restored."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    live_bytes: int
+    """Bytes of blocks that hold data: what the file takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePlan:
+    """What a restore does."""
+
+    point: Point
+    image: PointImage
+    disks: Sequence[RestoredDisk]
+    definition_path: Path
+
+
+class Session:
+    """One configuration, open for work."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+
+    @cached_property
+    def raw_store(self) -> ObjectStore:
+        """The store without retries: for finding out what it really does."""
+        from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
+
+        settings = self.config.repository
+        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region)
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The store of the repository; passing failures are tried again."""
+        from drsync.store.retry import RetryingStore  # noqa: PLC0415 - as above
+
+        return RetryingStore(self.raw_store, clock=self.clock)
+
+    @cached_property
+    def repository(self) -> Repository:
+        """The repository, its key checked."""
+        key_file = self.config.repository.key_file
+        return open_repository(self.store, read_key_file(key_file), key_file)
+
+    @cached_property
+    def spool(self) -> Spool:
+        """The spool of this host."""
+        return Spool(self.config.spool.path, self.config.spool.reserve_bytes)
+
+    def init(self) -> RecoveryKey:
+        """Create repository and key file; the recovery key, which is nowhere else.
+
+        The key file comes first: a crash in between leaves a key without a
+        repository, never the other way round.
+
+        Raises:
+            RepositoryExists, KeyFileExists: one of them is there already; nothing was changed.
+        """
+        if find_record(self.store) is not None:
+            raise RepositoryExists(url=self.store.url)
+        root = RootKey.generate()
+        path = self.config.repository.key_file
+        write_key_file(path, root)
+        try:
+            return create_repository(self.store, root, self.clock)
+        except DrsyncError as err:
+            if not err.retryable:  # else the repository may be there, and this key the only one that opens it
+                path.unlink(missing_ok=True)
+            raise
+
+    def recover_key(self, recovery: RecoveryKey) -> Path:
+        """Write the key file from the recovery key; its path.
+
+        Raises:
+            WrongRecoveryKey: it is not this repository's.
+            KeyFileExists: there is a key file already.
+        """
+        path = self.config.repository.key_file
+        write_key_file(path, recover_root_key(self.store, recovery))
+        return path
+
+    def log(self, vm: str) -> Log:
+        """The log of a VM; it may be empty."""
+        return Log(self.repository.vm(vm))
+
+    def known_vms(self, vm: str | None = None) -> list[str]:
+        """The VMs that are configured or in the repository, in order; or just `vm`, if it is one of them.
+
+        Raises:
+            UnknownVm: `vm` is neither.
+        """
+        known = sorted({v.name for v in self.config.vms} | set(self.repository.vm_names()))
+        if vm is None:
+            return known
+        if vm not in known:
+            raise UnknownVm(vm=vm, known=", ".join(known) or "none")
+        return [vm]
+
+    def open_source(self, vm: VmSettings) -> Source:
+        """A session with the VM's QEMU."""
+        from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
+
+        return QmpSource(
+            QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
+        )
+
+    def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
+        """What a capture of the VM would do now. Nothing in QEMU is changed: a capture may wait to be shipped."""
+        log = self.log(vm.name)
+        newest = log.newest()
+        head = log.read(newest) if newest else None
+        with self.spool.vm(vm.name).locked(), self.open_source(vm) as source:
+            return source.survey(base_of(newest_point(log, head)), tidy=False)
+
+    def capture(self, vm_name: str, progress: Progress, *, full: bool = False, take_over: bool = False) -> Outcome:
+        """One capture cycle of a configured VM.
+
+        Raises:
+            DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
+        """
+        vm = self.config.vm(vm_name)
+        options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
+        return run_cycle(
+            self.log(vm.name),
+            self.spool.vm(vm.name),
+            self.spool.writer_id(),
+            lambda: self.open_source(vm),
+            self.clock,
+            progress,
+            options,
+        )
+
+    def beat(self) -> None:
+        """Write this host's heartbeat: what its spool knows of each configured VM."""
+        seen: dict[str, Seen] = {}
+        for vm in self.config.vms:
+            state = self.spool.vm(vm.name).state()
+            if state.wrote_seq and state.checked_at and not state.fenced_by:
+                seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
+        write_heartbeat(self.repository, self.config.daemon.host, seen)
+
+    def points(self, vm: str) -> list[Point]:
+        """All points of a VM, in order."""
+        return catalog.points(self.log(vm))
+
+    def status(self) -> list[VmStatus]:
+        """How well each VM is protected: those configured here, and those that others keep in the repository."""
+        beats = read_heartbeats(self.repository)
+        return [self._status(vm, beats) for vm in self.known_vms()]
+
+    def _status(self, vm: str, beats: Heartbeats) -> VmStatus:
+        spool = self.spool.vm(vm)
+        state, seen = spool.state(), beats.of(vm)
+        settings = next((v for v in self.config.vms if v.name == vm), None)
+        error, error_time = state.error, state.error_at
+        point: Point | None = None
+        try:
+            point = self._newest_point(vm, max(state.wrote_seq, seen.seq if seen else 0))
+        except (IntegrityError, ObjectMissing) as err:
+            error, error_time = str(err), self.clock.now().isoformat()
+        checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
+        lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None
+        rpo_s = settings.rpo_s if settings else None
+        return VmStatus(
+            vm=vm,
+            state=catalog.state_of(lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by)),
+            point=point.number if point else None,
+            time=point.time if point else None,
+            lag_s=lag,
+            rpo_s=rpo_s,
+            spool_bytes=spool.used_bytes() if spool.path.exists() else 0,
+            error=error,
+            error_time=error_time,
+        )
+
+    def _newest_point(self, vm: str, known_seq: int) -> Point | None:
+        log = self.log(vm)
+        seq = log.newest(after=known_seq)
+        while seq:
+            segment = log.read(seq)
+            point = catalog.point_of(segment, seq - 1 or None)
+            if point is not None:
+                return point
+            seq -= 1
+        return None
+
+    def plan_restore(self, request: RestoreRequest) -> RestorePlan:
+        """What a restore would write; everything that can refuse it has been checked.
+
+        Raises:
+            UnknownVm, UnknownPoint, UnknownDisk: there is nothing like that.
+            PointLost: no number was given, and newer points than the log has are known to have been committed.
+            TargetExists, TargetFull: the output can't take it.
+        """
+        self.known_vms(request.vm)
+        log = self.log(request.vm)
+        segments = list(log.chain(1, self._last_needed(log, request.number)))
+        point = catalog.choose(request.vm, catalog.points_of(segments), number=request.number, at=request.at)
+        image = PointImage(log.objects, [s for s in segments if s.seq <= point.number])
+        disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
+        definition = request.output / f"{request.vm}.json"
+        for path in [definition, *(d.path for d in disks)]:
+            if path.exists() and not request.overwrite:
+                raise TargetExists(path=path, vm=request.vm)
+        check_room(request.output, sum(d.live_bytes for d in disks))
+        return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)
+
+    def _last_needed(self, log: Log, number: int | None) -> int:
+        """The last segment that a restore reads; damage behind the point that was asked for does not matter."""
+        if number is not None and number >= 1 and any(seq == number for seq, _ in log.listed(after=number - 1)):
+            return number
+        newest, committed = log.newest(), self._committed(log.vm)
+        if number is None and newest < committed:  # not an older point instead, without a word
+            raise PointLost(vm=log.vm, found=newest, expected=committed)
+        return newest
+
+    def _committed(self, vm: str) -> int:
+        """The newest segment that the heartbeats, or this host's spool, know to have been committed."""
+        seen = read_heartbeats(self.repository).of(vm)
+        return max(self.spool.vm(vm).state().wrote_seq, seen.seq if seen else 0)
+
+    def _planned(self, image: PointImage, name: str, request: RestoreRequest) -> RestoredDisk:
+        return RestoredDisk(
+            name=name,
+            path=request.output / f"{name}.{request.image_format}",
+            size_bytes=image.disk(name).size_bytes,
+            live_bytes=image.live_bytes(name),
+        )
+
+    def restore(self, request: RestoreRequest, plan: RestorePlan, progress: Progress) -> None:
+        """Write the disks and the definition of a planned restore.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: the point can't be had as it was captured; nothing finished-looking is left.
+            TargetError: the output can't be written.
+        """
+        objects = self.log(request.vm).objects
+        progress.start(f"restore {request.vm}", sum(d.size_bytes for d in plan.disks))
+        for disk in plan.disks:
+            target = ImageDisk(
+                disk.path, disk.size_bytes, request.image_format, vm=request.vm, overwrite=request.overwrite
+            )
+            restore_disk(objects, plan.image, disk.name, target, progress)
+        text = msgspec.json.format(msgspec.json.encode(_definition(plan, request)), indent=2).decode()
+        write_text_file(plan.definition_path, text + "\n", vm=request.vm, overwrite=request.overwrite)
+
+    def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
+        """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
+        return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _chosen(point: Point, wanted: Sequence[str]) -> list[str]:
+    known = [d.name for d in point.disks]
+    for name in wanted:
+        if name not in known:
+            raise UnknownDisk(point=point.number, vm=point.vm, disk=name, known=", ".join(known))
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _definition(plan: RestorePlan, request: RestoreRequest) -> dict[str, object]:
+    """What is written beside the disks: all that is needed to start the VM again."""
+    return {
+        "vm": request.vm,
+        "point": plan.point.number,
+        "time": plan.point.time.isoformat().replace("+00:00", "Z"),
+        "consistency": plan.point.consistency,
+        "disks": [
+            {"name": d.name, "file": d.path.name, "format": request.image_format, "size_bytes": d.size_bytes}
+            for d in plan.disks
+        ],
+        "definition": plan.image.point.definition,
+    }

@@ -1,0 +1,124 @@
+"""One disk's part of a capture: the layer file, and what QEMU is asked to do with it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from drsync.direct import can_be_direct
+from drsync.errors import SpoolUnusable
+from drsync.model import BLOCK_SIZE, Kind
+from drsync.qcow2 import create_image
+from drsync.source import DiskSurvey
+from drsync.source.monitor import Peer
+from drsync.source.nodes import Node
+
+_EFFECTIVE: Final = 2
+"""Column of the effective id behind "Uid:" and "Gid:" in /proc/<pid>/status (proc(5))."""
+
+Action = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCopy:
+    """One disk's part of a capture."""
+
+    disk: DiskSurvey
+    node: Node
+    path: Path
+    """The layer file."""
+    layer_node: str
+    job: str
+    bitmap: str
+    """The bitmap that begins with this capture."""
+    base_bitmap: str
+    """The bitmap whose blocks are copied, if it is an increment."""
+
+    def layer(self) -> Action:
+        """Arguments of blockdev-add: the layer as a node that QEMU can write.
+
+        A layer of an earlier boot is thrown away, so a flush would only cost;
+        and it is read once, so it need not push the guests' files out of the page cache.
+        """
+        cache = {"no-flush": True, "direct": can_be_direct(self.path)}
+        return {
+            "driver": "qcow2",
+            "node-name": self.layer_node,
+            "file": {"driver": "file", "filename": str(self.path), "cache": cache},
+            "cache": cache,
+        }
+
+    def begin_bitmap(self) -> Action:
+        """Transaction action: the new bitmap records from now on."""
+        data = {
+            "node": self.node.node_name,
+            "name": self.bitmap,
+            "granularity": BLOCK_SIZE,
+            "persistent": self.node.keeps_bitmaps,
+        }
+        return {"type": "block-dirty-bitmap-add", "data": data}
+
+    def begin_backup(self) -> Action:
+        """Transaction action: copy the disk as it is now; the job stays until dismissed, to tell its error."""
+        data: Action = {
+            "job-id": self.job,
+            "device": self.node.node_name,
+            "target": self.layer_node,
+            "auto-finalize": True,
+            "auto-dismiss": False,
+            "on-source-error": "report",
+            "on-target-error": "report",
+        }
+        return {"type": "blockdev-backup", "data": data | self._extent()}
+
+    def _extent(self) -> Action:
+        """Which blocks the job copies.
+
+        `never` leaves the bits of the base's bitmap as they are, whatever becomes of
+        the job. A full of a qcow2 image without a backing file skips what was never
+        written (`top`): QEMU would write an explicit zero for all of it, which for
+        2 TiB takes 15 s and 256 MiB instead of 0.3 s and nothing (measured with 7.2).
+        Of a raw image QEMU does not know it, and a backing chain has to be flattened.
+        """
+        if self.disk.kind is Kind.INCREMENTAL:
+            return {"sync": "bitmap", "bitmap": self.base_bitmap, "bitmap-mode": "never"}
+        return {"sync": "top" if self.node.knows_unwritten else "full"}
+
+
+def make_layer(path: Path, size_bytes: int, peer: Peer) -> None:
+    """An empty layer file that only QEMU and root can open.
+
+    Raises:
+        SpoolUnusable: it can't be made there, or exists; nothing is left.
+    """
+    try:
+        create_image(path, size_bytes)
+    except FileExistsError as err:
+        raise SpoolUnusable(path=path, problem="the layer exists already") from err
+    except OSError as err:
+        path.unlink(missing_ok=True)
+        raise SpoolUnusable(path=path, problem=err.strerror) from err
+    _give_to(path, peer)
+
+
+def _give_to(path: Path, peer: Peer) -> None:
+    """Let QEMU's user own the file, if we may and it is another one."""
+    if os.geteuid() != 0:
+        return
+    uid, gid = _identity(peer)
+    if uid != 0:
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _identity(peer: Peer) -> tuple[int, int]:
+    """The user and group that QEMU's process has now.
+
+    The socket tells those it had when it began to listen; with `-run-with user=`
+    (or `-runas`) it has given them up since.
+    """
+    try:
+        lines = Path(f"/proc/{peer.pid}/status").read_text(encoding="utf-8").splitlines()
+        ids = {line.split()[0]: int(line.split()[_EFFECTIVE]) for line in lines if line.startswith(("Uid:", "Gid:"))}
+    except OSError:
+        return peer.uid, peer.gid
+    return ids.get("Uid:", peer.uid), ids.get("Gid:", peer.gid)

@@ -1,0 +1,280 @@
+"""Objects in a bucket of AWS S3, or of another store that speaks its protocol.
+
+What this relies on (AWS documentation, "Conditional writes", "Checking object
+integrity"): PutObject with ``If-None-Match: *`` is refused with 412 if the key
+exists, also in a race; ``x-amz-checksum-sha256`` makes S3 refuse bytes that do
+not match; listings are complete at once and in the order of the keys.
+
+The SDK's own retries are off: after a lost reply they would turn one's own
+success into "exists already". retry.py retries, and tells the two apart.
+"""
+
+import base64
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import boto3.session
+from botocore.config import Config
+
+from drsync import __version__
+from drsync.errors import (
+    ObjectDamaged,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.store.body import BodyReader
+from drsync.store.key import check_key, check_prefix, is_key
+from drsync.store.s3_errors import FOREIGN, translate
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import (
+        GetObjectOutputTypeDef,
+        GetObjectRequestTypeDef,
+        ListObjectsV2OutputTypeDef,
+        ListObjectsV2RequestTypeDef,
+        PutObjectRequestTypeDef,
+    )
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Options:
+    """Where the bucket is and how long to wait for it.
+
+    Raises:
+        StoreMisconfigured: a value that can't be used.
+    """
+
+    bucket: str
+    prefix: str = ""
+    """All keys are below this one, without slashes at its ends."""
+    endpoint_url: str | None = None
+    """Only for stores that are not AWS; they are then addressed by path."""
+    region: str | None = None
+    connect_timeout_s: float = 10.0
+    """To connect, and for every 16 KiB that are sent."""
+    read_timeout_s: float = 60.0
+    """Until the reply begins, and between two parts of it. What the kernel had still to send when the
+    request was handed to it (up to some MiB) must have gone out by then, too."""
+    pool_size: int = 32
+    """Connections kept open; more threads than this wait for each other."""
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
+
+    def __post_init__(self) -> None:
+        if _BUCKET.fullmatch(self.bucket) is None:
+            raise StoreMisconfigured(url=self.url, problem=f"{self.bucket!r} can't be the name of a bucket")
+        if self.prefix and not is_key(self.prefix):
+            raise StoreMisconfigured(url=self.url, problem=f"{self.prefix!r} can't be the prefix of a repository")
+        if self.endpoint_url is not None:
+            self._check_endpoint(self.endpoint_url)
+
+    def _check_endpoint(self, endpoint_url: str) -> None:
+        try:
+            parts = urlsplit(endpoint_url)
+            good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+            # Not repeated in the message: it may hold a password.
+            raise StoreMisconfigured(url=self.url, problem="endpoint_url must look like https://host:port")
+
+
+class S3Store:
+    """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used."""
+
+    def __init__(self, options: S3Options) -> None:
+        self._options = options
+        self._root = f"{options.prefix}/" if options.prefix else ""
+        self._lock = threading.Lock()
+        self._made_client: S3Client | None = None
+
+    @property
+    def url(self) -> str:
+        return self._options.url
+
+    def create(self, key: str, body: Bytes, *, sha256: bytes) -> None:
+        request = self._put_request(key, body, sha256)
+        request["IfNoneMatch"] = "*"
+        self._put("create", key, request)
+
+    def replace(self, key: str, body: Bytes) -> None:
+        self._put("replace", key, self._put_request(key, body, hashlib.sha256(body).digest()))
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        with self._reply("get", key) as reply:
+            data = _drain(reply, limit_bytes)
+        if data is None:
+            raise ObjectDamaged(key=key, problem=f"it has more than the {limit_bytes} bytes it may have")
+        return data
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        if length == 0:  # HTTP has no empty range
+            start, end, size_bytes, data = offset, offset, self._size(key), b""
+        else:
+            with self._reply("get", key, f"bytes={offset}-{offset + length - 1}") as reply:
+                start, end, size_bytes = self._extent(reply)
+                data = _drain(reply, length) or b""
+        if offset + length > size_bytes:
+            raise ObjectDamaged(key=key, problem=f"it ends at byte {size_bytes}, before {offset + length}")
+        self._check_part(data, start, end, offset, offset + length)
+        return data
+
+    def get_tail(self, key: str, length: int) -> Tail:
+        if length == 0:
+            return Tail(data=b"", object_size_bytes=self._size(key))
+        try:
+            with self._reply("get", key, f"bytes=-{length}") as reply:
+                start, end, size_bytes = self._extent(reply)
+                data = _drain(reply, length) or b""
+        except ObjectDamaged:  # the range is outside: only an empty object has no last byte
+            return Tail(data=b"", object_size_bytes=0)
+        self._check_part(data, start, end, max(0, size_bytes - length), size_bytes)
+        return Tail(data=data, object_size_bytes=size_bytes)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        check_prefix(prefix, self.url)
+        last = self._root + after if after else ""
+        token: str | None = None
+        while True:
+            page = self._page(prefix, after, token)
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].startswith(self._root + prefix) or entry["Key"] <= last:
+                    raise StoreMisconfigured(url=self.url, problem="its listings are not in the order of the keys")
+                last = entry["Key"]
+                key = last.removeprefix(self._root)
+                if is_key(key):  # others are not drsync's: for example the mark that a console makes for a "folder"
+                    yield ObjectInfo(key=key, size_bytes=entry["Size"], modified=entry["LastModified"].astimezone(UTC))
+            if not page["IsTruncated"]:
+                return
+            token = self._next_token(page, token)
+
+    def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
+        check_key(key, self.url)
+        return {
+            "Bucket": self._options.bucket,
+            "Key": self._root + key,
+            "Body": BodyReader(body),  # type: ignore[typeddict-item]  # the stubs want all of IO; botocore reads and seeks
+            "ChecksumSHA256": base64.b64encode(sha256).decode(),
+        }
+
+    def _put(self, operation: str, key: str, request: "PutObjectRequestTypeDef") -> None:
+        with self._translated(operation, key):
+            reply = self._client.put_object(**request)
+        if not reply.get("ETag"):
+            # Some web server said 200, and nothing was stored: S3 always sends an ETag.
+            raise StoreUnavailable(url=self.url, problem="what it sent is not the reply to a write")
+
+    def _page(self, prefix: str, after: str, token: str | None) -> "ListObjectsV2OutputTypeDef":
+        request: ListObjectsV2RequestTypeDef = {"Bucket": self._options.bucket, "Prefix": self._root + prefix}
+        if token is not None:
+            request["ContinuationToken"] = token
+        elif after:
+            request["StartAfter"] = self._root + after
+        with self._translated("list", prefix):
+            page = self._client.list_objects_v2(**request)
+        if page.get("IsTruncated", None) is None:
+            # botocore takes any XML, such as a login page, for a listing of nothing.
+            raise StoreUnavailable(url=self.url, problem="what it sent is not a listing")
+        return page
+
+    def _next_token(self, page: "ListObjectsV2OutputTypeDef", token: str | None) -> str:
+        """How to go on after a page that is not the last; never "nothing more", which would cut the listing short."""
+        following = page.get("NextContinuationToken")
+        if not following or following == token:
+            raise StoreUnavailable(url=self.url, problem="a listing breaks off in the middle")
+        return following
+
+    def _size(self, key: str) -> int:
+        check_key(key, self.url)
+        with self._translated("get", key):
+            head = self._client.head_object(Bucket=self._options.bucket, Key=self._root + key)
+        return head["ContentLength"]
+
+    @contextmanager
+    def _reply(self, operation: str, key: str, byte_range: str = "") -> Iterator["GetObjectOutputTypeDef"]:
+        """The reply to a GET; what is left of its body is dropped, with its connection, at the end."""
+        check_key(key, self.url)
+        request: GetObjectRequestTypeDef = {"Bucket": self._options.bucket, "Key": self._root + key}
+        if byte_range:
+            request["Range"] = byte_range
+        with self._translated(operation, key):
+            reply = self._client.get_object(**request)
+            try:
+                yield reply
+            finally:
+                reply["Body"].close()
+
+    def _extent(self, reply: "GetObjectOutputTypeDef") -> tuple[int, int, int]:
+        """First byte, byte after the last one, and size of the whole object, as a reply says."""
+        content_range = reply.get("ContentRange", "")
+        if not content_range:  # the whole object was sent
+            return 0, reply["ContentLength"], reply["ContentLength"]
+        match = _CONTENT_RANGE.fullmatch(content_range)
+        if match is None:
+            raise StoreMisconfigured(url=self.url, problem="it answers ranges without telling the object's size")
+        return int(match[1]), int(match[2]) + 1, int(match[3])
+
+    def _check_part(self, data: bytes, start: int, end: int, wanted_start: int, wanted_end: int) -> None:
+        if (start, end) != (wanted_start, wanted_end):
+            problem = f"it was asked for bytes {wanted_start} to {wanted_end} and sent {start} to {end}"
+            raise StoreMisconfigured(url=self.url, problem=problem)
+        if len(data) != end - start:
+            raise StoreUnavailable(url=self.url, problem=f"a reply broke off after {len(data)} of {end - start} bytes")
+
+    @property
+    def _client(self) -> "S3Client":
+        """The boto3 client, made when it is first needed, since that takes a while and may look for credentials."""
+        with self._lock:
+            if self._made_client is None:
+                self._made_client = _make_client(self._options)
+            return self._made_client
+
+    @contextmanager
+    def _translated(self, operation: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FOREIGN as err:
+            raise translate(err, url=self.url, operation=operation, key=key) from err
+
+
+def _make_client(options: S3Options) -> "S3Client":
+    addressing: Literal["auto", "path"] = "auto" if options.endpoint_url is None else "path"
+    config = Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        # The body is hashed once, by the caller, and that checksum is a signed
+        # header; signing the body would hash it again.
+        s3={"payload_signing_enabled": False, "addressing_style": addressing},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=options.connect_timeout_s,
+        read_timeout=options.read_timeout_s,
+        max_pool_connections=options.pool_size,
+        tcp_keepalive=True,
+        user_agent_extra=f"drsync/{__version__}",
+    )
+    return boto3.session.Session().client(
+        "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
+    )
+
+
+def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int) -> bytes | None:
+    """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read."""
+    declared = reply.get("ContentLength", -1)
+    if declared < 0:  # not declared
+        data = reply["Body"].read(limit_bytes + 1)
+        return data if len(data) <= limit_bytes else None
+    return reply["Body"].read() if declared <= limit_bytes else None

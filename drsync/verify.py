@@ -1,0 +1,189 @@
+"""Audits a VM's log: the chain, every object's presence and size and, if asked for, every frame.
+
+Unlike a restore, which stops at the first damage, this finds all of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing, PointLost
+from drsync.format import Malformed, names, seal
+from drsync.format.frame import FrameOpener, disk_binding
+from drsync.format.segment import DiskMeta, DiskRows
+from drsync.image import PointImage, pack_rows, place
+from drsync.log import Log, Segment
+from drsync.model import Progress, block_length
+
+_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something in a log that is not as it was written."""
+
+    error: IntegrityError | ObjectMissing
+    point: int
+    """The first point that it hurts; later ones are hurt too as far as they still use it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmReport:
+    """What an audit of one VM found."""
+
+    vm: str
+    points: int
+    objects: int
+    stored_bytes: int
+    frames: int
+    """Frames that were read and compared with their hashes; 0 without `read_data`."""
+    problems: Sequence[Problem]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Object:
+    """An object of a log, with what its segment says of it."""
+
+    name: str
+    segment: Segment
+    pack: int | None
+
+
+def verify(log: Log, *, committed_seq: int, read_data: bool, progress: Progress) -> VmReport:
+    """Audit one VM's log. `committed_seq`: a segment that is known to have been committed, or 0."""
+    return _Audit(log, progress).run(committed_seq, read_data=read_data)
+
+
+class _Audit:
+    """One run of `verify`."""
+
+    def __init__(self, log: Log, progress: Progress) -> None:
+        self._log = log
+        self._objects = log.objects
+        self._progress = progress
+        self._problems: list[Problem] = []
+
+    def run(self, committed_seq: int, *, read_data: bool) -> VmReport:
+        segments = self._segments(committed_seq)
+        self._check_points(segments)
+        packs = list(self._packs(segments))
+        stored = sum(s.stored_bytes for s in segments)
+        frames = 0
+        if read_data:
+            self._progress.start(f"verify {self._log.vm}", stored)
+            own = [_Object(name=s.name, segment=s, pack=None) for s in segments]
+            with ThreadPoolExecutor(_WORKERS, thread_name_prefix="verify") as workers:
+                frames = sum(workers.map(self._read, [*own, *packs]))
+        return VmReport(
+            vm=self._log.vm,
+            points=sum(s.meta.point is not None for s in segments),
+            objects=len(segments) + len(packs),
+            stored_bytes=stored,
+            frames=frames,
+            problems=sorted(self._problems, key=lambda p: p.point),
+        )
+
+    def _found(self, error: IntegrityError | ObjectMissing, point: int) -> None:
+        self._problems.append(Problem(error=error, point=point))
+
+    def _segments(self, committed_seq: int) -> list[Segment]:
+        segments: list[Segment] = []
+        expected = 1
+        previous: str | None = ""  # None: unknown, the segment before could not be read
+        for seq in self._listed():
+            if seq != expected:
+                problem = f"segments {expected} to {seq - 1} are missing"
+                self._found(ChainBroken(vm=self._log.vm, seq=expected, problem=problem), expected)
+            try:
+                segment = self._log.read(seq)
+            except (ObjectMissing, ObjectDamaged) as err:
+                self._found(err, seq)
+            else:
+                if seq == expected and previous is not None and segment.meta.previous != previous:
+                    problem = "it does not follow the segment before it"
+                    self._found(ChainBroken(vm=self._log.vm, seq=seq, problem=problem), seq)
+                segments.append(segment)
+            intact = bool(segments) and segments[-1].seq == seq
+            expected, previous = seq + 1, segments[-1].index_sha256.hex() if intact else None
+        if expected - 1 < committed_seq:
+            self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=committed_seq), expected)
+        return segments
+
+    def _listed(self) -> Iterator[int]:
+        """The numbers of the segments that are there; what else lies between them is a problem of its own."""
+        seq = 0
+        for info in self._objects.store.list(names.log_prefix(self._log.vm)):
+            try:
+                seq = names.seq_of_segment(info.key)
+            except Malformed as err:
+                self._found(ObjectDamaged(key=info.key, problem=err), seq + 1)
+            else:
+                yield seq
+
+    def _check_points(self, segments: Sequence[Segment]) -> None:
+        """The points up to the first gap must lie over each other as a restore lays them."""
+        intact = [s for number, s in enumerate(segments, 1) if s.seq == number]
+        if not any(s.meta.point is not None for s in intact):
+            return
+        try:
+            PointImage(self._objects, intact)
+        except ChainBroken as err:
+            self._problems.append(Problem(error=err, point=int(str(err.fields["seq"]))))
+
+    def _packs(self, segments: Sequence[Segment]) -> Iterator[_Object]:
+        """The packs that the segments list and that are there in the right size."""
+        sizes = {i.key: i.size_bytes for i in self._objects.store.list(names.pack_prefix(self._log.vm))}
+        for segment in segments:
+            for number in range(len(segment.packs)):
+                entry = segment.packs.entry(number)
+                name = names.pack(self._log.vm, entry.object_id)
+                size = sizes.get(name)
+                if size is None:
+                    self._found(ObjectMissing(key=name, url=self._objects.store.url), segment.seq)
+                elif size != entry.length:
+                    problem = f"it is {size} bytes long and should be {entry.length}"
+                    self._found(ObjectDamaged(key=name, problem=problem), segment.seq)
+                else:
+                    yield _Object(name=name, segment=segment, pack=number)
+
+    def _read(self, item: _Object) -> int:
+        """Read an object as a whole and open its frames; how many there are."""
+        try:
+            return self._read_frames(item)
+        except (ObjectMissing, ObjectDamaged) as err:
+            self._found(err, item.segment.seq)
+            return 0
+
+    def _read_frames(self, item: _Object) -> int:
+        data = self._objects.store.get(item.name, limit_bytes=seal.MAX_OBJECT_BYTES)
+        point = item.segment.meta.point
+        disks: Sequence[DiskMeta] = point.disks if point is not None else []
+        if item.pack is None:
+            opened = self._objects.open_whole(item.name, "segment", data, seq=item.segment.seq)
+            rows = item.segment.rows
+        else:
+            opened = self._objects.open_whole(item.name, "pack", data)
+            rows = pack_rows(item.name, opened, item.segment.packs.entry(item.pack), disks)
+        self._check_frames(item.name, data, opened, rows, {d.name: d for d in disks})
+        self._progress.advance(len(data))
+        return sum(len(r.blocks) for r in rows)
+
+    def _check_frames(
+        self, name: str, data: bytes, opened: seal.Opened, rows: Sequence[DiskRows], disks: dict[str, DiskMeta]
+    ) -> None:
+        opener = FrameOpener(self._objects.object_keys(opened.header))
+        view = memoryview(data)
+        for disk, placed in place(rows).items():
+            binding = disk_binding(self._objects.repository_id, disk)
+            size = disks[disk].size_bytes
+            columns = zip(
+                placed.rows.blocks.tolist(), placed.offsets.tolist(), placed.rows.lengths.tolist(), strict=True
+            )
+            try:
+                for row, (block, offset, length) in enumerate(columns):
+                    frame = view[offset : offset + length]
+                    plain = opener.open(frame, offset, binding, block, block_length(block, size))
+                    if opener.hash_block(plain) != placed.rows.hashes[row].tobytes():
+                        raise Malformed(f"block {block} does not match its hash")
+            except Malformed as err:
+                raise ObjectDamaged(key=name, problem=err) from err

@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+"""Restore a disk from a drsync repository without drsync: nothing but the rules of docs/format.md (F1, F2 …).
+
+    python3 recover.py REPOSITORY VM DISK OUTPUT --key FILE [--point N]
+
+REPOSITORY is the directory of a file:// repository, or a copy of a bucket (aws s3 sync s3://BUCKET/PREFIX DIRECTORY).
+FILE holds the key file's line or the recovery key; "-" reads it from stdin. OUTPUT becomes a sparse raw image.
+Needs: python3 -m pip install cryptography zstandard. Memory: 16 MiB for each TiB of the disk, and an index.
+What is missing, changed or cannot be told for sure is refused (exit status 1), and no OUTPUT is left.
+"""
+
+import argparse
+import array
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+BLOCK, MIB = 65536, 1024 * 1024
+MAGIC, FOOTER = b"DRSYNC1\n", struct.Struct("<IIQ32s8s")
+NOT_AS_WRITTEN = (InvalidTag, zstandard.ZstdError, struct.error, ValueError, TypeError, LookupError, RecursionError)
+Point = dict[str, Any]
+Rows = tuple[list[tuple[int, int, int]], list[tuple[int, int]]]  # (block, offset, length) of frames; zero runs
+
+
+class Refused(Exception):
+    """The disk can't be restored exactly as it was."""
+
+
+def need(fact: bool, problem: str) -> None:
+    if not fact:
+        raise Refused(problem)
+
+
+@contextlib.contextmanager
+def reading(name: object) -> Iterator[None]:
+    try:
+        yield
+    except NOT_AS_WRITTEN as err:
+        raise Refused(f"{name} is not as it was written: {type(err).__name__} {err}") from err
+    except Refused as err:
+        raise Refused(f"{name}: {err}") from err
+
+
+def small_json(path: Path, limit: int = 64 * 1024) -> Any:
+    with path.open("rb") as file:
+        raw = file.read(limit + 1)
+    need(len(raw) <= limit, "it is too large")
+    return json.loads(raw)
+
+
+def unzip(packed: bytes, limit: int) -> bytes:  # F10
+    size = zstandard.frame_content_size(packed)
+    need(0 <= size <= limit, f"it would take {size} bytes")
+    return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
+
+
+def derive(key: bytes, salt: bytes, info: bytes) -> bytes:  # "Keys"
+    return HKDF(SHA256(), 32, salt, info).derive(key)
+
+
+def root_key(text: str, repository: Path, identifier: bytes) -> bytes:
+    if text.strip().startswith("drsync-root-key:"):
+        return bytes.fromhex(text.strip().removeprefix("drsync-root-key:"))
+    raw = base64.b32decode("".join(text.split()).replace("-", "").upper().replace("0", "O").replace("1", "I"))
+    check = hashlib.sha256(b"drsync recovery key" + raw[:32]).digest()[:3]
+    need(len(raw) == 35 and raw[32:] == check, "the recovery key has a typing error")
+    slot = base64.b64decode(small_json(repository / f"keys/recovery-{identifier.hex()}.json")["wrapped"])
+    wrapping_key = AESGCM(derive(raw[:32], identifier, b"drsync recovery slot"))
+    return wrapping_key.decrypt(slot[:12], slot[12:], b"drsync root key")
+
+
+class Repository:
+    """A repository, and the key of one VM in it."""
+
+    def __init__(self, path: Path, vm: str, key_text: str) -> None:
+        need(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", vm) is not None, f"no VM has the name {vm!r}")  # F2
+        self.path, self.vm = path, vm
+        with reading(path / "repo.json"):
+            record = small_json(path / "repo.json")
+            known = (record["format"], record["features"], record["block_size"]) == (1, [], BLOCK)
+            need(known, "it needs a newer program")  # F4
+            self.id = bytes.fromhex(record["id"])
+        with reading("the key"):
+            root = root_key(key_text, path, self.id)
+            check = derive(root, self.id, b"drsync key check")[:16].hex()
+            need(check == record["key_check"], "it is not this repository's")  # F5
+        self.vm_key = derive(root, self.id, b"drsync vm\0" + vm.encode())
+
+    def newest(self) -> int:
+        """The number of the newest segment, which must not be older than what the hosts know of (F16)."""
+        log = (self.path / f"vm/{self.vm}/log").glob("*")
+        newest = max((int(p.name, 16) for p in log if re.fullmatch("[0-9a-f]{16}", p.name)), default=0)
+        for path in (self.path / "host").glob("*.json"):
+            try:
+                with reading(path):
+                    known = self.heartbeat(path)
+            except Refused:
+                continue  # F21
+            need(known <= newest, f"segment {known} is missing; --point {newest} takes the newest that is there")
+        need(newest > 0, f"VM {self.vm} has no point")
+        return newest
+
+    def heartbeat(self, path: Path) -> int:
+        raw = base64.b64decode(small_json(path, 16 * MIB)["vms"][self.vm])
+        bound = b"drsync heartbeat\0" + self.id + self.vm.encode()
+        key = AESGCM(derive(self.vm_key, b"", b"drsync heartbeat"))
+        return int(json.loads(key.decrypt(raw[:12], raw[12:], bound))["seq"])
+
+
+class Sealed:
+    """A segment or pack whose index has been authenticated ("Objects"), and is taken apart column by column."""
+
+    def __init__(self, repository: Repository, name: str, kind: str, seq: int) -> None:  # F7, F8, F9
+        self.path = repository.path / name
+        with self.path.open("rb") as file:
+            self.length = os.fstat(file.fileno()).st_size
+            need(len(MAGIC) + FOOTER.size <= self.length <= 256 * MIB, "its size is none that an object has")
+            magic, footer = file.read(8), os.pread(file.fileno(), FOOTER.size, self.length - FOOTER.size)
+            header_length, index_length, length, _, end_magic = FOOTER.unpack(footer)
+            need(magic == end_magic == MAGIC and length == self.length, "it is cut, extended or something else")
+            self.frames_end = self.length - FOOTER.size - index_length - header_length
+            need(header_length <= 4096 and index_length <= 64 * MIB and self.frames_end >= 8, "it is malformed")
+            head = os.pread(file.fileno(), header_length, self.frames_end)
+            sealed = os.pread(file.fileno(), index_length, self.frames_end + header_length)
+        header = json.loads(head)
+        object_id = bytes.fromhex(header["object"])
+        said = (header["kind"], header["repository"], header["vm"], header["seq"], header["format"], len(object_id))
+        need(said == (kind, repository.id.hex(), repository.vm, seq, 1, 16), "it is not what its name says")
+        need(kind == "segment" or name.endswith(object_id.hex()), "it is another pack than its name says")
+        index_key = AESGCM(derive(repository.vm_key, object_id, b"drsync index"))
+        self.rest = memoryview(unzip(index_key.decrypt(bytes(12), sealed, head), 64 * MIB))
+        self.index_sha256 = hashlib.sha256(sealed).digest()
+        self.frame_key = AESGCM(derive(repository.vm_key, object_id, b"drsync frame"))
+        self.meta = json.loads(bytes(self.take(int.from_bytes(self.take(4), "little"))))
+
+    def take(self, size: int) -> memoryview:
+        need(0 <= size <= len(self.rest), "its index is shorter than it says")
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken
+
+    def numbers(self, code: str, count: int) -> list[int]:
+        column = array.array(code)
+        column.frombytes(self.take(count * column.itemsize))
+        if sys.byteorder == "big":
+            column.byteswap()
+        return column.tolist()
+
+    def pack_table(self) -> list[tuple[str, int, bytes]]:
+        """Object id, length and hash of the index of each pack that a segment lists."""
+        count = self.meta["packs"]
+        ids, lengths, hashes = self.take(16 * count), self.numbers("Q", count), self.take(32 * count)
+        self.take(16 * count)  # what each can hold: for choosing, and here all are read
+        return [
+            (ids[16 * n : 16 * n + 16].hex(), lengths[n], bytes(hashes[32 * n : 32 * n + 32])) for n in range(count)
+        ]
+
+    def rows(self, point: Point) -> dict[str, Rows]:
+        """What it holds of each disk, which must fit the point (F7, F13)."""
+        found: dict[str, Rows] = {}
+        offset = len(MAGIC)
+        for held in self.meta["contents"]:
+            size = {disk["name"]: disk["size_bytes"] for disk in point["disks"]}[held["disk"]]
+            blocks, lengths = self.numbers("I", held["rows"]), self.numbers("I", held["rows"])
+            self.take(16 * held["rows"])  # hashes: for comparing, not for restoring
+            zeros = [*zip(*(self.numbers("I", held["zero_runs"]) for _ in range(2)), strict=True)]
+            need(blocks == sorted(blocks) and zeros == sorted(zeros), "its rows are not in order")
+            end, frames = 0, []
+            for first, count in sorted([*((block, 1) for block in blocks), *zeros]):
+                need(first >= end and count > 0, "its rows overlap")
+                end = first + count
+            need(end * BLOCK < size + BLOCK and held["disk"] not in found, "its rows lie outside of the disk")
+            for block, length in zip(blocks, lengths, strict=True):
+                frames.append((block, offset, length))
+                offset += length
+            found[held["disk"]] = (frames, zeros)
+        need(not self.rest and offset == self.frames_end, "its frames are not those of its index")
+        return found
+
+
+class Recovery:
+    """One disk of one point on its way into a file ("Reading a point"): from the newest segment back."""
+
+    def __init__(self, repository: Repository, disk: str, output: int) -> None:
+        self.repository, self.disk, self.output = repository, disk, output
+        self.complete = False  # its full has been read: what is older says nothing
+
+    def run(self, last: int, *, exactly: bool) -> int:
+        """Write the disk as segment `last` left it; the number of the point that this is."""
+        follows, above, found = "", Point(disks=[]), 0
+        for seq in range(last, 0, -1):
+            with reading(name := f"vm/{self.repository.vm}/log/{seq:016x}"):
+                segment = Sealed(self.repository, name, "segment", seq)
+                point = segment.meta["point"] or Point(disks=[])
+                need(segment.meta["seq"] == seq, "it is of another number")
+                need(follows == segment.index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
+                follows = segment.meta["previous"]
+                if not found and (segment.meta["point"] is not None or exactly):
+                    self.begin(point)
+                    found = seq
+                self.read(segment, point)
+                if segment.meta["point"] is not None:
+                    check_follows(above, point)
+                    above = point
+        with reading("the first segment"):
+            need(follows == "" and found > 0, "it follows another one, or there is no point")
+            check_follows(above, Point(disks=[]))
+        return found
+
+    def begin(self, point: Point) -> None:
+        sizes = {disk["name"]: disk["size_bytes"] for disk in point["disks"]}
+        need(self.disk in sizes, f"it has no disk {self.disk!r}, but {sorted(sizes) or 'no point at all'}")
+        self.size: int = sizes[self.disk]
+        os.truncate(self.output, self.size)
+        self.limit = -(-self.size // BLOCK)  # of what is older, only blocks below count
+        self.settled = bytearray(self.limit)  # blocks of which something newer has told
+
+    def read(self, segment: Sealed, point: Point) -> None:
+        packs, own = segment.pack_table(), segment.rows(point)
+        need(not (packs and not point["disks"]), "it is no point, but has packs")  # F13
+        disks = {disk["name"]: disk for disk in point["disks"]}
+        need(len(disks) == len(point["disks"]), "it has a disk twice")  # F15
+        if self.complete or self.disk not in disks:
+            return
+        disk = disks[self.disk]
+        self.limit = min(self.limit, -(-disk["size_bytes"] // BLOCK))
+        self.lay(segment, own)
+        for object_id, length, index_sha256 in reversed(packs):
+            with reading(name := f"vm/{self.repository.vm}/pack/{object_id}"):
+                pack = Sealed(self.repository, name, "pack", 0)
+                need((pack.length, pack.index_sha256) == (length, index_sha256), "it is not the one listed")  # F14
+                self.lay(pack, pack.rows(point))
+        self.complete = disk["kind"] == "full"
+
+    def lay(self, held_by: Sealed, rows: dict[str, Rows]) -> None:
+        frames, zeros = rows.get(self.disk, ([], []))
+        bound = self.repository.id + self.disk.encode() + b"\0"
+        with held_by.path.open("rb") as file:
+            for block, offset, length in frames:
+                if block < self.limit and not self.settled[block]:
+                    frame = os.pread(file.fileno(), min(length, 2 * BLOCK), offset)
+                    nonce, place = struct.pack("<IQ", 0, offset), bound + struct.pack("<Q", block)
+                    self.write(block, unzip(held_by.frame_key.decrypt(nonce, frame, place), BLOCK))  # F11
+        for first, count in zeros:
+            end = max(first, min(first + count, self.limit))
+            self.settled[first:end] = b"\1" * (end - first)
+
+    def write(self, block: int, plain: bytes) -> None:
+        need(len(plain) == min(BLOCK, self.size - block * BLOCK), f"block {block} has a wrong length")
+        need(os.pwrite(self.output, plain, block * BLOCK) == len(plain), "no room is left for OUTPUT")
+        self.settled[block] = 1
+
+
+def check_follows(after: Point, before: Point) -> None:
+    """Each disk of a point must be full, or lie on the point before (F15)."""
+    known = {disk["name"]: disk["size_bytes"] for disk in before["disks"]}
+    for disk in after["disks"]:
+        need(disk["kind"] == "full" or disk["name"] in known, f"disk {disk['name']} has no full below it")
+        if disk["kind"] == "incremental":
+            same = after["base"] == before["capture"] and disk["size_bytes"] == known[disk["name"]]
+            need(same, f"disk {disk['name']} is no increment of the point before")
+
+
+def recover(options: argparse.Namespace) -> int:
+    """Restore what the options say; the number of the point."""
+    need(not os.path.lexists(options.output), f"{options.output} exists already")
+    key_text = sys.stdin.read(1024) if options.key == "-" else Path(options.key).read_text()
+    repository = Repository(options.repository, options.vm, key_text)
+    last: int = repository.newest() if options.point is None else options.point
+    need(last > 0, "points are numbered from 1")
+    partial = options.output.with_name(options.output.name + ".partial")
+    output = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        point = Recovery(repository, options.disk, output).run(last, exactly=options.point is not None)
+        os.fsync(output)
+        partial.rename(options.output)  # F17
+    except BaseException:
+        partial.unlink()
+        raise
+    finally:
+        os.close(output)
+    return point
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Restore a disk from a drsync repository without drsync.")
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("vm")
+    parser.add_argument("disk")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--key", required=True, help="file with the key file's line or the recovery key; - for stdin")
+    parser.add_argument("--point", type=int, help="number of the point; the newest if left out")
+    options = parser.parse_args()
+    try:
+        point = recover(options)
+    except (Refused, OSError, UnicodeDecodeError) as err:
+        sys.exit(f"recover: refused: {err}")
+    print(f"restored disk {options.disk} of VM {options.vm} at point {point} to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What all tests share: an environment of their own, and an S3 to test against."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
+settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+GIVEN_LOCALSTACK = os.environ.get("DRSYNC_TEST_LOCALSTACK", "")
+"""The endpoint of one to use instead of starting one; read before clean_environ removes it."""
+
+
+@pytest.fixture(autouse=True)
+def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine's user reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("DRSYNC_", "AWS_")):
+            monkeypatch.delenv(name)
+    for name, value in NO_OTHER_CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def localstack() -> Iterator[str]:
+    """The endpoint of a running LocalStack."""
+    with running_localstack(GIVEN_LOCALSTACK) as endpoint_url:
+        yield endpoint_url
+
+
+@pytest.fixture(scope="session")
+def s3_client(localstack: str) -> Iterator["S3Client"]:
+    """A client of boto3's own, with which buckets are made."""
+    client = make_client(localstack)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bucket(
+    localstack: str, s3_client: "S3Client", clean_environ: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bucket]:
+    """A bucket of this test's own, and credentials for it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    made = Bucket(name=f"drsync-test-{secrets.token_hex(6)}", endpoint_url=localstack, client=s3_client)
+    s3_client.create_bucket(Bucket=made.name)
+    yield made
+    made.remove()

@@ -1,0 +1,29 @@
+"""What the contract suites share: every implementation of a seam, made ready for a test."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from source_bench import SIZES, DaemonBench, MemoryBench, SourceBench
+from source_protection import Protection
+
+
+@pytest.fixture(params=["memory", "qcow2", "raw"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBench]:
+    with ExitStack() as stack:
+        if request.param == "memory":
+            bench: SourceBench = MemoryBench()
+        else:
+            bench = DaemonBench(tmp_path / "daemon", request.param)
+        stack.callback(bench.close)
+        for disk, size in SIZES.items():
+            bench.write(disk, 0, size, 1)
+        yield bench
+
+
+@pytest.fixture
+def protection(bench: SourceBench, tmp_path: Path) -> Protection:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    return Protection(bench, spool)

@@ -1,0 +1,251 @@
+"""The configuration file: what is read, and what each mistake is answered with."""
+
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drsync.config import Config, load_config, parse_config
+from drsync.config.settings import SOURCES, TABLES, keys_of
+from drsync.errors import ConfigInvalid, ConfigMissing, UnknownVm
+from drsync.model import is_name
+from drsync.units import GiB
+
+ROOT = Path(__file__).parents[2]
+PATH = Path("/etc/drsync/drsync.toml")
+REPOSITORY = '[repository]\nurl = "file:///srv/repository"\n'
+VM = '[[vm]]\nname = "web"\nsocket = "/run/web.qmp"\n'
+
+
+def parse(text: str, *, host_name: str = "alpha") -> Config:
+    return parse_config(text.encode(), PATH, host_name=host_name)
+
+
+def problems_of(text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse(text)
+    problems = caught.value.fields["problems"]
+    assert isinstance(problems, tuple)
+    assert str(caught.value).startswith(f"{PATH}: {problems[0]}")
+    return problems
+
+
+def problem_of(text: str) -> str:
+    (problem,) = problems_of(text)
+    return problem
+
+
+def test_a_url_and_a_vm_are_all_that_must_be_written() -> None:
+    config = parse(REPOSITORY + VM)
+    assert config.path == PATH
+    assert config.repository.url == "file:///srv/repository"
+    assert config.repository.key_file == Path("/etc/drsync/repository.key")
+    assert (config.repository.endpoint_url, config.repository.region) == (None, None)
+    assert config.spool.path == Path("/var/lib/drsync/spool")
+    assert config.spool.reserve_bytes == 2 * GiB
+    (vm,) = config.vms
+    assert (vm.name, vm.source.socket, vm.source.disks) == ("web", Path("/run/web.qmp"), None)
+    assert (vm.rpo_s, vm.capture_timeout_s) == (300, 600)
+    assert (config.daemon.parallel, config.daemon.host, config.daemon.stop_timeout_s) == (2, "alpha", 60)
+
+
+def test_every_key_of_the_example_is_read() -> None:
+    config = load_config(ROOT / "examples/drsync.toml", host_name="alpha")
+    assert {vm.name for vm in config.vms} >= {"web"}
+
+
+def test_the_example_shows_every_key_and_each_default_as_it_is() -> None:
+    example = (ROOT / "examples/drsync.toml").read_text()
+    for table in [*TABLES.values(), *SOURCES.values()]:
+        for key in keys_of(table).values():
+            shown = re.search(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", example, re.MULTILINE)
+            assert shown is not None, key.name
+            if key.default is not None:
+                wanted = f'"{key.default}"' if isinstance(key.default, str) else str(key.default)
+                assert shown[1] == wanted, key.name
+
+
+def test_the_documentation_has_every_key_with_default_meaning_and_reason() -> None:
+    page = (ROOT / "docs/config.md").read_text()
+    for name, table in [*TABLES.items(), *SOURCES.items()]:
+        section = re.search(rf"^## .*\b{name}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        assert section is not None, name
+        for key in keys_of(table).values():
+            default = "required" if key.required else f"`{key.default}`" if key.default is not None else "none"
+            assert f"| `{key.name}` | {default} | {key.meaning} | {key.why} |" in section[0], key.name
+
+
+def test_the_documentation_has_no_key_that_does_not_exist() -> None:
+    known = {key.name for table in [*TABLES.values(), *SOURCES.values()] for key in keys_of(table).values()}
+    assert set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)) == known
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMissing, match=re.escape(f"no configuration file at {tmp_path}/none.toml")):
+        load_config(tmp_path / "none.toml")
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="can't be read: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_syntax_error_has_its_line() -> None:
+    assert re.search(r"is not TOML: .*at line 2", problem_of("[repository]\nurl = file\n"))
+
+
+def test_a_file_that_is_not_text_has_the_line() -> None:
+    with pytest.raises(ConfigInvalid, match=r"is not UTF-8 text \(at line 2\)"):
+        parse_config(b'[repository]\nurl = "\xff"\n', PATH)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (VM, "[repository]: url is missing"),
+        (REPOSITORY + "kye_file = 'x'", '[repository]: unknown key "kye_file"; did you mean key_file?'),
+        (REPOSITORY + "rpo = '1m'", '[repository]: unknown key "rpo"; it belongs to [[vm]]'),
+        (REPOSITORY + "socket = 'x'", '[repository]: unknown key "socket"; it belongs to [[vm]]'),
+        (REPOSITORY + "parallel = 2", '[repository]: unknown key "parallel"; it belongs to [daemon]'),
+        (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
+        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, repository, spool, vm'),
+        (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
+        ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
+        (REPOSITORY + VM + "sokcet = 'a'", '[[vm]] "web": unknown key "sokcet"; did you mean socket?'),
+        (REPOSITORY + "[[vm]]\nname = 'web'", '[[vm]] "web": socket is missing'),
+        (REPOSITORY + "[[vm]]\nsocket = 'a'", "[[vm]] number 1: name is missing"),
+        (REPOSITORY + VM + "source = 'kvm'", '[[vm]] "web": source: "kvm" is not a source; use "qmp"'),
+        (REPOSITORY + VM + "source = ['qmp']", """[[vm]] "web": source: ['qmp'] is not a source; use "qmp\""""),
+        (REPOSITORY + VM + "disks = {}", '[[vm]] "web": disks: {} is not a table of disks; write for example'),
+        (REPOSITORY + VM + "disks = { a = 3 }", '[[vm]] "web": disks: a = 3 is not the name of a block node'),
+        (REPOSITORY + VM + "disks = { A = 'd' }", '[[vm]] "web": disks: "A" is not a name; use 1 to 63 of'),
+        (REPOSITORY + VM + "disks = { a='d', b='d' }", '[[vm]] "web": disks: names one block node twice'),
+        (REPOSITORY + VM + VM.replace("web.", "b."), '[[vm]]: name = "web" stands 2 times; it must be unique'),
+        (REPOSITORY + VM + VM.replace('"web"', '"b"'), '[[vm]]: socket = "/run/web.qmp" stands 2 times; it must be'),
+        (REPOSITORY + VM.replace("web.", "w" * 100), '[[vm]] "web": socket: /run/www'),
+        (REPOSITORY + "region = 'x'", "[repository]: region is only for s3:// repositories; url is file:///srv/repo"),
+        (REPOSITORY + "region = ''", '[repository]: region: "" is not a text; write it in quotes'),
+        ("[repository]\nurl = 3", "[repository]: url: 3 is not a text; write it in quotes"),
+        ("[repository]\nurl = 's3:/b'", '[repository]: url: "s3:/b" is not a repository; write "file:///DIRECTORY"'),
+        ("[repository]\nurl = 'file://a'", '[repository]: url: "file://a" is not a repository; write "file:///DIR'),
+        ("[repository]\nurl = 's3://bu/p'\nendpoint_url = 'a'", "[repository]: url: "),
+    ],
+)
+def test_a_mistake_is_answered_with_key_place_value_and_what_is_right(text: str, problem: str) -> None:
+    assert problems_of(text)[0].startswith(problem)
+
+
+@pytest.mark.parametrize("name", ["Web", "web server", "", "-web", ".web", "web/1", "w" * 64, "wéb"])
+def test_a_vm_name_must_be_safe_everywhere(name: str) -> None:
+    assert "is not a " in problem_of(REPOSITORY + VM.replace('"web"', f'"{name}"'))
+
+
+@pytest.mark.parametrize("value", ["5", "'5'", "'5 minutes'", "'-5m'", "true", "[]", "''", "'1M'"])
+def test_a_time_needs_a_number_and_a_unit(value: str) -> None:
+    problem = problem_of(REPOSITORY + VM + f"rpo = {value}")
+    assert problem.startswith('[[vm]] "web": rpo: ')
+    assert "is not a time; write" in problem
+    assert "5m" in problem
+
+
+@pytest.mark.parametrize("key", ["rpo", "capture_timeout"])
+def test_a_time_below_a_second_is_refused(key: str) -> None:
+    assert problem_of(REPOSITORY + VM + f"{key} = '0.5s'").endswith('"0.5s" is too short; 1s is the least')
+
+
+@pytest.mark.parametrize("value", ["2", "'2'", "'2GB'", "'2G'", "false", "'many'"])
+def test_a_size_needs_a_number_and_a_binary_unit(value: str) -> None:
+    problem = problem_of(REPOSITORY + f"[spool]\nreserve = {value}")
+    assert problem.startswith("[spool]: reserve: ")
+    assert "is not a size; write" in problem
+
+
+@pytest.mark.parametrize("value", ["0", "65", "2.0", "true", "'2'"])
+def test_parallel_is_a_number_from_1_to_64(value: str) -> None:
+    assert problem_of(REPOSITORY + f"[daemon]\nparallel = {value}").endswith("is not a whole number from 1 to 64")
+
+
+def test_an_endpoint_must_be_a_web_address_without_a_secret() -> None:
+    s3 = "[repository]\nurl = 's3://bucket/prefix'\n"
+    assert parse(s3 + "endpoint_url = 'http://127.0.0.1:4566'").repository.endpoint_url == "http://127.0.0.1:4566"
+    assert "is not an endpoint" in problem_of(s3 + "endpoint_url = '127.0.0.1:4566'")
+    secret = problem_of(s3 + "endpoint_url = 'http://me:hunter2@127.0.0.1'")
+    assert "holds a secret" in secret
+    assert "hunter2" not in secret
+
+
+def test_all_problems_are_found_in_one_reading() -> None:
+    assert len(problems_of("[spool]\nreserve = 1\nx = 2\n" + VM + "rpo = 1\n")) == 4
+
+
+def test_the_message_has_the_first_problem_and_how_many_more_there_are() -> None:
+    with pytest.raises(ConfigInvalid, match=r"drsync.toml: \[repository\]: url is missing \(and 1 more; `drsync conf"):
+        parse("[spool]\nreserve = 1\n")
+
+
+def test_relative_paths_start_at_the_files_directory(tmp_path: Path) -> None:
+    path = tmp_path / "drsync.toml"
+    path.write_text(REPOSITORY + "key_file = 'key'\n[spool]\npath = '../spool'\n" + VM.replace("/run/", ""))
+    config = load_config(path)
+    assert config.repository.key_file == tmp_path / "key"
+    assert config.spool.path == tmp_path / "../spool"
+    assert config.vm("web").source.socket == tmp_path / "web.qmp"
+
+
+def test_a_home_directory_is_written_in_full() -> None:
+    assert problem_of(REPOSITORY + "[spool]\npath = '~/spool'").endswith("write it in full, as /home/NAME/...")
+
+
+def test_an_unknown_vm_is_answered_with_those_that_are_there() -> None:
+    with pytest.raises(UnknownVm, match="no VM named wbe; there are: web"):
+        parse(REPOSITORY + VM).vm("wbe")
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        parse(REPOSITORY).spool.reserve_bytes = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("host_name", "host"),
+    [
+        ("Alpha.example.org", "alpha.example.org"),
+        ("-x_y z", "x_y-z"),
+        ("", "host"),
+        ("???", "host"),
+        ("é" * 80, "host"),
+    ],
+)
+def test_the_hosts_name_is_made_safe(host_name: str, host: str) -> None:
+    assert parse(REPOSITORY, host_name=host_name).daemon.host == host
+
+
+@given(st.text(max_size=100))
+def test_any_host_name_becomes_a_name(host_name: str) -> None:
+    assert is_name(parse(REPOSITORY, host_name=host_name).daemon.host)
+
+
+VALUES = st.recursive(
+    st.one_of(st.integers(), st.booleans(), st.floats(), st.dates(), st.text(), st.sampled_from(["qmp", "5m", "web"])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(
+    ["name", "source", "socket", "disks", "rpo", "url", "path", "reserve", "parallel", "host", "zzz"]
+)
+DOCUMENTS = st.dictionaries(
+    st.sampled_from([*TABLES, "other"]),
+    st.one_of(VALUES, st.dictionaries(NAMES, VALUES), st.lists(st.dictionaries(NAMES, VALUES), max_size=3)),
+)
+
+
+@given(DOCUMENTS)
+def test_any_document_is_either_read_or_refused_in_words(document: dict[str, object]) -> None:
+    from drsync.config.reading import read_document
+
+    config, problems = read_document(document, PATH, host_name="alpha")
+    assert (config is None) == bool(problems)
+    assert all(problem and problem.isprintable() for problem in problems)
