@@ -24,6 +24,7 @@ from drsync.format.keys import ObjectKeys, RecoveryKey, RootKey, VmKey, new_obje
 from drsync.format.record import decode_record
 from drsync.model import BLOCK_SIZE, Clock, is_name
 from drsync.store import ObjectStore
+from drsync.store.probe import create_in_a_race
 
 _MAX_RECORD_BYTES = 64 * 1024
 
@@ -148,11 +149,15 @@ class VmObjects:
         return seal.open_index(data, footer, self.object_keys(claimed))
 
 
-def create_repository(store: ObjectStore, root: RootKey, clock: Clock) -> RecoveryKey:
+def create_repository(
+    store: ObjectStore, root: RootKey, clock: Clock, *, bare_store: ObjectStore | None = None
+) -> RecoveryKey:
     """Make a repository in an empty place; the recovery key is nowhere else but in what this returns.
 
     The recovery slot is written first and repo.json last, so that there is
-    never a repository that its recovery key does not open.
+    never a repository that its recovery key does not open. With `bare_store`, the
+    same store without retries, several threads race to write the slot: there are
+    stores that keep what is there, yet let two writers of the same moment both win.
 
     Raises:
         RepositoryExists: there is one already; nothing was changed.
@@ -171,13 +176,21 @@ def create_repository(store: ObjectStore, root: RootKey, clock: Clock) -> Recove
         created=clock.now().isoformat(),
         key_check=root.check(identifier).hex(),
     )
-    _create(store, names.recovery_slot(identifier), slot)
+    _create_slot(store, bare_store, names.recovery_slot(identifier), slot)
     _probe(store, names.recovery_slot(identifier))
     try:
         _create(store, names.REPOSITORY, record)
     except ObjectExists as err:
         raise RepositoryExists(url=store.url) from err
     return recovery
+
+
+def _create_slot(store: ObjectStore, bare_store: ObjectStore | None, name: str, slot: RecoverySlot) -> None:
+    if bare_store is None:
+        _create(store, name, slot)
+        return
+    body = msgspec.json.encode(slot)
+    create_in_a_race(bare_store, name, body, hashlib.sha256(body).digest())
 
 
 def _probe(store: ObjectStore, taken: str) -> None:

@@ -124,7 +124,7 @@ class Session:
         path = self.config.repository.key_file
         write_key_file(path, root)
         try:
-            return create_repository(self.store, root, self.clock)
+            return create_repository(self.store, root, self.clock, bare_store=self.raw_store)
         except DrsyncError as err:
             if not err.retryable:  # else the repository may be there, and this key the only one that opens it
                 path.unlink(missing_ok=True)

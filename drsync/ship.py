@@ -3,7 +3,7 @@
     layers ─▶ changes ─▶ plans (512 blocks each) ─▶ encode ─▶ pack ─▶ store     several at once
                               the last plan      ─▶ encode ─▶ segment ─▶ store  when all packs are there
 
-A worker has one workspace: it reads 4 MiB pieces, leaves out zeros, hashes,
+A worker has one workspace: it reads pieces of 1 MiB, leaves out zeros, hashes,
 compresses and encrypts into one buffer, and stores that buffer. So memory is
 bounded by the number of workspaces, whatever the size of disk and change, and
 while some workers wait for the line, others encode.
