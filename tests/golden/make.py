@@ -1,0 +1,119 @@
+"""Makes a golden repository: what a released format looks like, and what each of its points must restore to.
+
+Run once, by hand, when a format is released; never to make a failing test pass.
+What it made is never changed or made again: a release that can't restore it is wrong.
+
+    PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from shipped_vm import WRITTEN_ZEROS, ZEROED, DiskStep, OracleDisk, ShippedVm, Step
+
+from drsync.heartbeat import Seen, write_heartbeat
+from drsync.keyfile import write_key_file
+from drsync.model import BLOCK_SIZE
+from drsync.store.directory import DirectoryStore
+
+ODD: Final = 11 * BLOCK_SIZE + 1536
+"""Bytes of the disk `root`: its last block is short."""
+SMALL: Final = 5 * BLOCK_SIZE
+GROWN: Final = 8 * BLOCK_SIZE - 512
+SHRUNK: Final = 4 * BLOCK_SIZE + 512
+INCOMPRESSIBLE: Final = 2
+"""A content whose frame is larger than the block. Odd contents take a few bytes."""
+
+
+def root(writes: dict[int, int], size_bytes: int = ODD, *, whole: bool = False) -> DiskStep:
+    return DiskStep(size_bytes=size_bytes, writes=writes, whole=whole)
+
+
+def data(writes: dict[int, int], size_bytes: int = SMALL, *, whole: bool = False) -> DiskStep:
+    return DiskStep(size_bytes=size_bytes, writes=writes, whole=whole)
+
+
+HISTORY: Final = [
+    # 1: a full of several packs; a block that does not compress, and a short one that does not
+    Step(
+        disks={
+            "root": root({0: 1, 1: 3, 2: INCOMPRESSIBLE, 3: 5, 4: 7, 5: 9, 6: 11, 7: 13, 11: 4}),
+            "data": data({0: 15, 1: 17, 2: 19, 4: 21}),
+        }
+    ),
+    # 2: an increment of rows and zero runs, in the middle of old rows and where nothing was
+    Step(disks={"root": root({1: ZEROED, 3: 23, 4: ZEROED, 5: ZEROED, 8: 25, 9: ZEROED}), "data": data({1: 27})}),
+    # 3: an increment of so many that they take packs; zeros that the guest wrote as bytes
+    Step(
+        disks={
+            "root": root({0: 29, 4: 31, 5: 33, 6: WRITTEN_ZEROS, 7: 35, 11: 37}),
+            "data": data({0: 39, 2: ZEROED, 3: 41, 4: ZEROED}),
+        }
+    ),
+    # 4: a resync of a disk whose bitmap was lost, beside an increment
+    Step(disks={"root": root({2: 43, 8: ZEROED, 10: 45}, whole=True), "data": data({1: ZEROED})}),
+    # 5: an increment in which nothing of one disk changed
+    Step(disks={"root": root({}), "data": data({2: 47})}),
+    # 6 is the fence of the host that takes over, 7 its first point
+    Step(disks={"root": root({1: 49}), "data": data({0: 51})}, taken_over=True),
+    # 8: a disk grew to an odd size, and the new part is written to
+    Step(disks={"root": root({5: 53}), "data": data({6: 55, 7: 77}, GROWN)}),
+    # 9: the other one shrank, into the middle of a block
+    Step(disks={"root": root({0: 57}, SHRUNK), "data": data({7: 59}, GROWN)}),
+    # 10: it grew again; what was cut off reads as zeros
+    Step(disks={"root": root({10: 61}, ODD), "data": data({}, GROWN)}),
+    # 11: a disk is gone
+    Step(disks={"root": root({3: 63})}),
+    # 12: it is there again, with less in it
+    Step(disks={"root": root({4: 65}), "data": data({3: 67}, GROWN)}),
+    # 13: all is sent again
+    Step(
+        disks={"root": root({6: 69}, whole=True), "data": data({0: 71, 5: 73}, GROWN, whole=True)},
+        compare=False,
+    ),
+    # 14: an increment on it
+    Step(disks={"root": root({11: 8}), "data": data({0: ZEROED, 7: 75}, GROWN)}),
+]
+
+
+def make(folder: Path) -> None:
+    """Make the folder with the repository, its two keys, and what each point must restore to.
+
+    Raises:
+        FileExistsError: it is there already, and stays as it is.
+    """
+    folder.mkdir()
+    store = DirectoryStore((folder / "repository").absolute())
+    with tempfile.TemporaryDirectory() as layers:
+        vm = ShippedVm(Path(layers), store=store).run(HISTORY)
+    assert vm.recovery is not None
+    newest = max(vm.points)
+    write_heartbeat(
+        vm.repository, "alpha", {vm.vm: Seen(seq=newest, checked_at=datetime(2026, 1, 2, 3, 5, tzinfo=UTC))}
+    )
+    write_key_file(folder / "key", vm.root)
+    (folder / "recovery-key").write_text(vm.recovery.to_text() + "\n")
+    (folder / "expected.json").write_text(json.dumps(_expected(vm), indent=1) + "\n")
+
+
+def _expected(vm: ShippedVm) -> dict[str, Any]:
+    points = {
+        str(point): {name: _content(disk) for name, disk in sorted(disks.items())} for point, disks in vm.points.items()
+    }
+    return {"vm": vm.vm, "points": points}
+
+
+def _content(disk: OracleDisk) -> dict[str, Any]:
+    raw = bytearray(disk.size_bytes)
+    for number, block in disk.blocks.items():
+        raw[number * BLOCK_SIZE : number * BLOCK_SIZE + len(block)] = block
+    return {"size_bytes": disk.size_bytes, "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

@@ -1,0 +1,306 @@
+"""Repositories that released formats left behind: every point restores, today and in every later release.
+
+Each folder `format-N` was made once by make.py. A test that fails here has found that
+users' repositories can't be read any more: the folder is right, drsync is wrong.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from command_line import Cli, Done
+
+FOLDERS: Final = sorted(Path(__file__).parent.glob("format-*"))
+RECOVER: Final = Path(__file__).parents[2] / "examples" / "recover.py"
+
+Content = Mapping[str, Any]
+"""Size and SHA-256 of what a disk holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """One released repository, as it is in git."""
+
+    folder: Path
+
+    @property
+    def expected(self) -> dict[int, dict[str, Content]]:
+        """What each disk of each point holds."""
+        found = json.loads((self.folder / "expected.json").read_text())
+        return {int(point): disks for point, disks in found["points"].items()}
+
+    @property
+    def vm(self) -> str:
+        return str(json.loads((self.folder / "expected.json").read_text())["vm"])
+
+    @property
+    def recovery_key(self) -> str:
+        return (self.folder / "recovery-key").read_text()
+
+    def objects(self) -> list[str]:
+        repository = self.folder / "repository"
+        return sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
+
+    def sealed_objects(self) -> list[str]:
+        """Segments and packs."""
+        return [name for name in self.objects() if name.startswith("vm/")]
+
+
+GOLDEN: Final = [Golden(folder) for folder in FOLDERS]
+EVERY: Final = pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.folder.name)
+
+
+def each(names: str) -> pytest.MarkDecorator:
+    """For each object of each repository; `names` is the method that lists them."""
+    found = [
+        pytest.param(golden, name, id=f"{golden.folder.name}-{name}")
+        for golden in GOLDEN
+        for name in getattr(golden, names)()
+    ]
+    return pytest.mark.parametrize(("golden", "name"), found)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command sets up the log of its process, which here is that of all tests."""
+    root, own = logging.getLogger(), logging.getLogger("drsync")
+    before = root.handlers[:], root.level, own.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    own.setLevel(before[2])
+
+
+def host_of(golden: Golden, place: Path) -> Cli:
+    """A new host that has a copy of the repository, but no key yet."""
+    place.mkdir()
+    cli = Cli(place)
+    shutil.copytree(golden.folder / "repository", cli.repository)
+    return cli
+
+
+def use_key_file(cli: Cli, golden: Golden) -> None:
+    shutil.copyfile(golden.folder / "key", cli.key_file)
+    cli.key_file.chmod(0o600)  # git keeps no such modes
+
+
+def use_recovery_key(cli: Cli, golden: Golden) -> None:
+    cli.ok("key", "recover", stdin=golden.recovery_key)
+    assert cli.key_file.read_bytes() == (golden.folder / "key").read_bytes()
+
+
+@pytest.fixture
+def cli(golden: Golden, tmp_path: Path) -> Cli:
+    """A new host that has a copy of the repository and its key file."""
+    cli = host_of(golden, tmp_path / "host")
+    use_key_file(cli, golden)
+    return cli
+
+
+def content_of(path: Path) -> Content:
+    return {"size_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def disks_in(output: Path) -> dict[str, Content]:
+    """What a restore left that looks finished."""
+    return {path.stem: content_of(path) for path in sorted(output.glob("*.raw"))}
+
+
+def restore(cli: Cli, golden: Golden, output: Path, *words: str) -> Done:
+    where = ["--to", "image", "--output", str(output), "--format", "raw"]
+    return cli.run("restore", golden.vm, *where, *words)
+
+
+def recover(cli: Cli, golden: Golden, key: Path, disk: str, output: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start recover.py."""
+    where = ["--key", str(key), *words, str(cli.repository), golden.vm, disk, str(output)]
+    return subprocess.Popen([sys.executable, str(RECOVER), *where], stderr=subprocess.PIPE, text=True)
+
+
+def test_there_is_a_repository_of_every_released_format() -> None:
+    from drsync.format import FORMAT_VERSION
+
+    assert [folder.name for folder in FOLDERS] == [f"format-{n}" for n in range(1, FORMAT_VERSION + 1)]
+
+
+@EVERY
+def test_it_has_all_that_the_format_has(golden: Golden, cli: Cli) -> None:
+    points = cli.ok("points", golden.vm, "--json").json
+    disks = [disk for point in points for disk in point["disks"]]
+    assert {disk["kind"] for disk in disks} == {"full", "incremental", "resync"}
+    assert len({disk["name"] for disk in disks}) == 2
+    assert any(disk["size_bytes"] % 65536 for disk in disks)
+    numbers = [point["point"] for point in points]
+    assert numbers == sorted(golden.expected)
+    assert len(list((cli.repository / "vm" / golden.vm / "log").iterdir())) == len(numbers) + 1, "a fence is in between"
+    assert {point["epoch"] for point in points} == {1, 2}
+    assert list((cli.repository / "host").iterdir())
+    assert len(list((cli.repository / "vm" / golden.vm / "pack").iterdir())) > 1
+
+
+@EVERY
+@pytest.mark.parametrize("use_key", [use_key_file, use_recovery_key])
+def test_restore_brings_every_point_back(golden: Golden, use_key: Any, tmp_path: Path) -> None:
+    cli = host_of(golden, tmp_path / "host")
+    use_key(cli, golden)
+    for point, expected in golden.expected.items():
+        output = tmp_path / str(point)
+        done = restore(cli, golden, output, "--point", str(point))
+        assert done.code == 0, done
+        assert disks_in(output) == expected, f"point {point}"
+    assert restore(cli, golden, tmp_path / "newest").code == 0
+    assert disks_in(tmp_path / "newest") == golden.expected[max(golden.expected)]
+
+
+@EVERY
+@pytest.mark.parametrize("key", ["key", "recovery-key"])
+def test_recover_py_brings_every_point_back(golden: Golden, key: str, cli: Cli, tmp_path: Path) -> None:
+    for point, expected in golden.expected.items():
+        outputs = {disk: tmp_path / f"{point}-{disk}" for disk in expected}
+        running = [
+            recover(cli, golden, golden.folder / key, disk, output, "--point", str(point))
+            for disk, output in outputs.items()
+        ]
+        for process in running:
+            _, complaint = process.communicate(timeout=60)
+            assert process.returncode == 0, complaint
+        assert {disk: content_of(output) for disk, output in outputs.items()} == expected, f"point {point}"
+
+
+@EVERY
+def test_verify_finds_nothing_wrong(golden: Golden, cli: Cli) -> None:
+    (report,) = cli.ok("verify", "--read-data", "--json").json
+    assert (report["vm"], report["points"], report["problems"]) == (golden.vm, len(golden.expected), [])
+    assert report["objects"] == len(golden.sealed_objects())
+
+
+def damage(path: Path, at: int) -> None:
+    """Change one bit."""
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def places(path: Path) -> list[int]:
+    """Bytes of a segment or pack in its magic, frames, header and index, and footer."""
+    size = path.stat().st_size
+    return [0, 8, size // 4, size // 2, size - 70, size - 30, size - 1]
+
+
+@each("sealed_objects")
+def test_verify_notices_a_changed_byte_anywhere_in_a_segment_or_pack(golden: Golden, name: str, cli: Cli) -> None:
+    path = cli.repository / name
+    for at in places(path):
+        damage(path, at)
+        done = cli.run("verify", "--read-data", "--json")
+        damage(path, at)
+        assert done.code in {40, 41}, f"byte {at} of {name}: {done}"
+        assert any(name in problem["message"] for problem in done.json[0]["problems"]), f"byte {at}: {done}"
+    cli.ok("verify", "--read-data")
+
+
+def hurt_from(cli: Cli) -> int:
+    """The first point that is hurt, as verify says."""
+    return int(min(problem["point"] for problem in cli.run("verify", "--read-data", "--json").json[0]["problems"]))
+
+
+def check_unharmed_or_refused(done: Done, output: Path, expected: Mapping[str, Content]) -> None:
+    """Fail if anything that looks finished is not what it should be, or is missing without a word."""
+    found = disks_in(output)
+    assert found.items() <= expected.items()
+    assert done.code or found == expected
+
+
+@each("sealed_objects")
+def test_a_changed_segment_or_pack_is_refused_where_it_is_needed_and_never_restores_wrong(
+    golden: Golden, name: str, cli: Cli, tmp_path: Path
+) -> None:
+    path = cli.repository / name
+    damage(path, path.stat().st_size // 2)
+    first = hurt_from(cli)
+    codes = {}
+    for point, expected in golden.expected.items():
+        done = restore(cli, golden, tmp_path / str(point), "--point", str(point))
+        check_unharmed_or_refused(done, tmp_path / str(point), expected)
+        codes[point] = done.code
+    assert not any(code for point, code in codes.items() if point < first), "damage behind a point does not matter"
+    assert codes[min(point for point in codes if point >= first)] in {40, 41}
+
+
+@each("sealed_objects")
+def test_recover_py_refuses_a_changed_segment_or_pack_at_the_point_that_it_hurts(
+    golden: Golden, name: str, cli: Cli, tmp_path: Path
+) -> None:
+    path = cli.repository / name
+    damage(path, path.stat().st_size // 2)
+    first = hurt_from(cli)
+    point = min(point for point in golden.expected if point >= first)
+    outputs = {disk: tmp_path / f"{disk}.raw" for disk in golden.expected[point]}
+    running = [
+        recover(cli, golden, cli.key_file, disk, output, "--point", str(point)) for disk, output in outputs.items()
+    ]
+    complaints = [process.communicate(timeout=60)[1] for process in running]
+    assert any(name in complaint for complaint in complaints), complaints
+    assert disks_in(tmp_path).items() <= golden.expected[point].items()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@EVERY
+def test_a_changed_byte_of_repo_json_never_restores_wrong(golden: Golden, cli: Cli, tmp_path: Path) -> None:
+    path = cli.repository / "repo.json"
+    newest = golden.expected[max(golden.expected)]
+    refused = 0
+    for at in range(path.stat().st_size):
+        damage(path, at)
+        output = tmp_path / str(at)
+        done = restore(cli, golden, output)
+        damage(path, at)
+        check_unharmed_or_refused(done, output, newest)
+        refused += done.code != 0
+    assert refused > 64, "64 digits are of the id and the key's check"
+
+
+@EVERY
+def test_a_changed_byte_of_the_recovery_slot_never_gives_another_key(golden: Golden, tmp_path: Path) -> None:
+    cli = host_of(golden, tmp_path / "host")
+    (path,) = (cli.repository / "keys").iterdir()
+    right = (golden.folder / "key").read_bytes()
+    refused = 0
+    for at in range(path.stat().st_size):
+        damage(path, at)
+        done = cli.run("key", "recover", stdin=golden.recovery_key)
+        damage(path, at)
+        assert cli.key_file.exists() == (done.code == 0)
+        if cli.key_file.exists():
+            assert cli.key_file.read_bytes() == right
+            cli.key_file.unlink()
+        refused += done.code != 0
+    assert refused > 64
+
+
+@EVERY
+def test_f21_a_changed_byte_of_the_heartbeat_never_restores_wrong(golden: Golden, cli: Cli, tmp_path: Path) -> None:
+    (path,) = (cli.repository / "host").iterdir()
+    newest = golden.expected[max(golden.expected)]
+    for at in range(0, path.stat().st_size, 3):
+        damage(path, at)
+        output = tmp_path / str(at)
+        check_unharmed_or_refused(restore(cli, golden, output), output, newest)
+        damage(path, at)
+
+
+@EVERY
+def test_f16_without_its_newest_point_it_is_refused(golden: Golden, cli: Cli, tmp_path: Path) -> None:
+    newest = max(golden.expected)
+    (cli.repository / f"vm/{golden.vm}/log/{newest:016x}").unlink()
+    assert restore(cli, golden, tmp_path / "out").code == 42
+    assert not (tmp_path / "out").exists()
