@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+from drsync.durable import make_directories, sync_directory
 from drsync.errors import KeyFileExists, KeyFileExposed, KeyFileMissing
 from drsync.format import Malformed
 from drsync.format.keys import RootKey
@@ -41,9 +42,9 @@ def write_key_file(path: Path, key: RootKey) -> None:
     if path.exists():
         raise KeyFileExists(path=path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        make_directories(path.parent)
         _write_new(path, key.to_text().encode())
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as err:
         if path.exists() and err.errno == errno.EEXIST:
             raise KeyFileExists(path=path) from err
@@ -60,11 +61,3 @@ def _write_new(path: Path, data: bytes) -> None:
     except BaseException:
         path.unlink()  # it is ours, and half a key is none
         raise
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -4,6 +4,7 @@ A session opens what it needs when it needs it, and holds nothing that a
 concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -262,7 +263,7 @@ class Session:
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
         for path in [definition, *(d.path for d in disks)]:
-            if path.exists() and not request.overwrite:
+            if os.path.lexists(path) and not request.overwrite:
                 raise TargetExists(path=path, vm=request.vm)
         check_room(request.output, sum(d.live_bytes for d in disks))
         return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)

@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from drsync.durable import sync_directory
 from drsync.errors import CaptureRunning, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency, is_name
 from drsync.units import format_size
@@ -123,7 +124,7 @@ class Spool:
             _make_directory(self.path)
             if not record.exists():
                 _write_new(record, msgspec.json.encode(_SpoolRecord(writer=secrets.token_hex(8))))
-                _sync_directory(self.path)
+                sync_directory(self.path)
             try:
                 return _read(record, _SpoolRecord).writer
             except (ValueError, RecursionError, msgspec.MsgspecError) as err:
@@ -314,7 +315,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 def _write_over(path: Path, data: bytes) -> None:
     _write_beside(path, data).replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
@@ -329,11 +330,3 @@ def _write_beside(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -100,6 +100,7 @@ class MemoryTarget:
         self._size_bytes = size_bytes
         self._data = bytearray(block_count(size_bytes) * BLOCK_SIZE)
         self._finished = False
+        self._abandoned = False
 
     @property
     def content(self) -> bytes:
@@ -116,10 +117,10 @@ class MemoryTarget:
             at += len(buffer)
 
     def finish(self) -> None:
-        self._finished = True
+        self._finished = not self._abandoned
 
     def abandon(self) -> None:
-        self._finished = False
+        self._abandoned = True
 
 
 def restored(log: Log, point: int) -> Contents:

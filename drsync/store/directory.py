@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from drsync.direct import write_whole
+from drsync.durable import Publish, by_link, by_rename, is_unsupported
 from drsync.errors import (
     DirectoryDenied,
     KeyUnusable,
@@ -34,7 +35,6 @@ from drsync.errors import (
 )
 from drsync.store import Bytes, ObjectInfo, Tail
 from drsync.store.key import check_key, check_prefix, is_key
-from drsync.store.publish import Publish, by_link, by_rename, is_unsupported
 
 _STAGING = ".tmp"
 _STALE_S = 86400.0

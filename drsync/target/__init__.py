@@ -41,5 +41,5 @@ class DiskWriter(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Remove what was written; safe to call at any time, also twice."""
+        """Remove what was written, unless it is finished; safe to call at any time, also twice."""
         ...

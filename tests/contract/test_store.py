@@ -16,6 +16,7 @@ from fake_clock import FakeClock
 from no_hard_links import refuse_link
 from s3_lab import Bucket
 
+from drsync.durable import by_rename
 from drsync.errors import (
     KeyUnusable,
     ObjectDamaged,
@@ -30,7 +31,6 @@ from drsync.store import Bytes, ObjectStore, Tail
 from drsync.store.directory import DirectoryStore
 from drsync.store.memory import MemoryStore
 from drsync.store.probe import create_in_a_race, probe_create_only
-from drsync.store.publish import by_rename
 from drsync.store.retry import RetryingStore
 from drsync.store.s3 import S3Options, S3Store
 from drsync.units import KiB, MiB

@@ -30,7 +30,7 @@ from drsync.errors import TargetExists, TargetUnusable
 from drsync.model import BLOCK_SIZE, block_count, block_length
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.target import DiskWriter, Positions
-from drsync.target.image import ImageDisk, ImageFormat
+from drsync.target.image import ImageDisk, ImageFormat, write_text_file
 
 SECTOR: Final = 512
 SIZE: Final = 5 * BLOCK_SIZE - SECTOR
@@ -255,6 +255,39 @@ def test_t1_a_second_restore_to_the_same_place_is_refused_and_the_first_is_whole
     file.check(oracle(SIZE, written(SIZE, 0, 1, 4)))
 
 
+def test_t1_a_partial_name_of_a_complete_file_does_not_let_the_next_restore_into_it(file: FilePlace) -> None:
+    complete = file.path.with_name("complete")
+    complete.parent.mkdir()
+    complete.write_bytes(PRECIOUS)
+    file.path.with_name(file.path.name + ".partial").hardlink_to(complete)  # a kill between link and unlink
+    file.check(restore(file.writer(SIZE), SIZE, written(SIZE, 0, 2)))
+    assert complete.read_bytes() == PRECIOUS
+
+
+def test_t1_the_definition_beside_the_disks_keeps_the_rules_too(tmp_path: Path) -> None:
+    path = tmp_path / "web.json"
+    (tmp_path / "precious").write_bytes(PRECIOUS)
+    path.with_name("web.json.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(TargetUnusable):
+        write_text_file(path, "new", vm="web", overwrite=False)
+    assert (tmp_path / "precious").read_bytes() == PRECIOUS
+    path.with_name("web.json.partial").unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(TargetExists):
+        write_text_file(path, "new", vm="web", overwrite=False)
+    syncs = syncs_of(lambda: write_text_file(path, "new", vm="web", overwrite=True), path)
+    assert path.read_text() == "new"
+    assert [s.finished for s in syncs] == [False, True]
+
+
+def test_t2_a_writer_that_can_not_be_made_leaves_no_file_and_no_lock(tmp_path: Path) -> None:
+    place = FilePlace(tmp_path, ImageFormat.RAW)
+    for _ in range(2):
+        with pytest.raises(TargetUnusable, match="File too large"):
+            place.writer(2**47)
+        assert place.names() == []
+
+
 def test_t2_nothing_is_at_the_final_place_before_finish(place: Place) -> None:
     writer = place.writer(SIZE)
     place.check(None)
@@ -405,6 +438,15 @@ def test_t4_finish_syncs_the_file_before_it_has_its_name_and_the_folder_after(fi
     partial = file.path.with_name(file.path.name + ".partial")
     assert [s for s in syncs if not s.finished and partial in s.open_paths]
     assert [s for s in syncs if s.finished and file.path.parent in s.open_paths]
+
+
+def test_t4_the_folders_that_are_made_have_their_names_synced(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "root.raw"
+    made: list[ImageDisk] = []
+    syncs = syncs_of(lambda: made.append(ImageDisk(path, SIZE, ImageFormat.RAW, vm="web", overwrite=False)), path)
+    made[0].abandon()
+    assert [s for s in syncs if tmp_path in s.open_paths]
+    assert [s for s in syncs if tmp_path / "a" in s.open_paths]
 
 
 WRITER: Final = """

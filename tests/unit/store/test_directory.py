@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from no_hard_links import refuse_link
 
+from drsync.durable import Publish, by_link, by_rename
 from drsync.errors import (
     DirectoryDenied,
     KeyUnusable,
@@ -25,7 +26,6 @@ from drsync.errors import (
     StoreUnsafe,
 )
 from drsync.store.directory import DirectoryStore
-from drsync.store.publish import Publish, by_link, by_rename
 
 KEY = "vm/web/log/0000000000000001"
 

@@ -1,14 +1,17 @@
-"""Give a finished file its final name, but only if the name is free: one atomic step.
+"""Names in the file system: given once, never taken from another file, and still there after a crash.
 
 A plain rename overwrites, and opening the final name with O_EXCL would let a
 reader see half of the bytes. link() does neither, also on NFS. A few file systems
 have no hard links (FAT, some FUSE and SMB mounts); Linux's
 renameat2(RENAME_NOREPLACE) is the same promise on those that support it.
+
+A name is on the disk when its folder has been fsynced, not when its file has.
 """
 
 import ctypes
 import errno
 import os
+from pathlib import Path
 from typing import Protocol
 
 _RENAME_NOREPLACE = 1
@@ -46,3 +49,22 @@ def by_rename(source: str, target: str, *, source_fd: int, target_fd: int) -> No
 def is_unsupported(error: OSError) -> bool:
     """Whether `error` is how by_link or by_rename say that this file system can't do it."""
     return error.errno in _UNSUPPORTED
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in the folder `path` on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(path: Path) -> None:
+    """Make the folder `path` and what is missing above it, and have their names on the disk."""
+    if path.is_dir():
+        return
+    if not path.parent.exists():
+        make_directories(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
