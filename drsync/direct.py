@@ -1,6 +1,6 @@
 """File access past the page cache (O_DIRECT), for bytes that nobody will read again soon.
 
-Layers, packs and restored disks are large and pass once. Through the page
+Packs and restored disks are large and pass once. Through the page
 cache they would push out what the host's VMs need, and wait for memory to be
 found and for an fsync that comes all at once. Not every file system can do it
 (tmpfs can't): then plain access is used, with the same result.
@@ -10,7 +10,6 @@ import errno
 import fcntl
 import mmap
 import os
-from pathlib import Path
 from typing import Final
 
 ALIGNMENT: Final = 4096
@@ -32,15 +31,6 @@ def open_direct(fd: int) -> int:
         if err.errno != errno.EINVAL:
             raise
         return os.open(again, access | os.O_CLOEXEC)
-
-
-def can_be_direct(path: Path) -> bool:
-    """Whether the file at `path` can be read and written past the page cache."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
-    except OSError:
-        return False  # whoever opens it plainly next meets any other error
-    return True
 
 
 def set_direct(fd: int, *, on: bool) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from drsync.direct import can_be_direct
 from drsync.errors import SpoolUnusable
 from drsync.model import BLOCK_SIZE, Kind
 from drsync.qcow2 import create_image
@@ -37,10 +36,11 @@ class DiskCopy:
     def layer(self) -> Action:
         """Arguments of blockdev-add: the layer as a node that QEMU can write.
 
-        A layer of an earlier boot is thrown away, so a flush would only cost;
-        and it is read once, so it need not push the guests' files out of the page cache.
+        A layer of an earlier boot is thrown away, so a flush would only cost. Through the page
+        cache it is read from memory, and what is shipped before the kernel writes it, never
+        goes to the disk at all (docs/decisions/0002-past-the-page-cache.md).
         """
-        cache = {"no-flush": True, "direct": can_be_direct(self.path)}
+        cache = {"no-flush": True, "direct": False}
         return {
             "driver": "qcow2",
             "node-name": self.layer_node,

@@ -14,7 +14,6 @@ from typing import Self
 
 import numpy as np
 
-from drsync.direct import open_direct
 from drsync.errors import LayerDamaged
 from drsync.model import BLOCK_SIZE
 from drsync.qcow2 import ImageReader, NotReadable, Table
@@ -43,7 +42,6 @@ class Layer:
         except NotReadable as err:
             os.close(self._fd)
             raise LayerDamaged(path=path, problem=err) from err
-        self._data_fd = open_direct(self._fd)
 
     def tables(self) -> Iterator[Table]:
         """What the layer holds, 8192 blocks at a time, in the order of the disk.
@@ -57,7 +55,7 @@ class Layer:
             raise LayerDamaged(path=self._path, problem=err) from err
 
     def read_blocks(self, offsets: "np.typing.NDArray[np.int64]", out: memoryview) -> None:
-        """Read the blocks at `offsets` of the file, one after the other, into `out`, an aligned buffer.
+        """Read the blocks at `offsets` of the file, one after the other, into `out`.
 
         Neighbours in the file are read at once: after a full that is nearly
         everything. A last cluster that the file does not fill reads as zeros.
@@ -71,22 +69,19 @@ class Layer:
             self._read(int(offsets[start]), out[start * BLOCK_SIZE : end * BLOCK_SIZE])
 
     def _read(self, offset: int, out: memoryview) -> None:
-        fd = self._data_fd
         try:
             while out:
-                count = os.preadv(fd, [out], offset)
+                count = os.preadv(self._fd, [out], offset)
                 if count == 0:
                     if len(out) >= BLOCK_SIZE:
                         raise LayerDamaged(path=self._path, problem=f"it ends at {offset}, inside of its data")
                     out[:] = bytes(len(out))
                     return
                 out, offset = out[count:], offset + count
-                fd = self._fd  # the file ended inside of a sector: what is left is not aligned
         except OSError as err:
             raise LayerDamaged(path=self._path, problem=err.strerror) from err
 
     def close(self) -> None:
-        os.close(self._data_fd)
         os.close(self._fd)
 
     def __enter__(self) -> Self:
