@@ -36,7 +36,7 @@ from drsync.format.blockmap import (
     page_binding,
     page_blocks,
 )
-from drsync.image import WINDOW_BLOCKS, Container, PointImage, Window, load_image
+from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window, load_image
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.repository import VmObjects
 
@@ -73,6 +73,10 @@ class BlockMap:
         older = number - THIS_MAP - 1
         object_id, seq = self.older.ids[older].tobytes(), int(self.older.numbers[older])
         return names.block_map(vm, seq, object_id), object_id, seq
+
+    def named_maps(self, vm: str) -> list[str]:
+        """The names of the older maps that pages of this one lie in."""
+        return [self.source(vm, THIS_MAP + 1 + n)[0] for n in range(len(self.older))]
 
 
 def listed_maps(objects: VmObjects) -> Iterator[tuple[str, int]]:
@@ -125,6 +129,21 @@ class MapPages:
         self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._cache_lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def window(self, disk: str, index: int) -> tuple[Window, Sequence[Container]]:
+        """A page of a disk as a window, whose containers are indexes into the sequence.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: the map that it lies in is not there or not whole.
+        """
+        window = Window.empty(index * WINDOW_BLOCKS, page_blocks(index, self._map.size_bytes(disk)))
+        page = self.page(disk, index)
+        if page is None:
+            return window, []
+        window.containers[:] = page.held_by
+        window.offsets[:] = page.offsets
+        window.lengths[:] = page.lengths
+        return window, [_container(self._objects.vm, c) for c in page.containers]
 
     def page(self, disk: str, number: int) -> Page | None:
         """A page of a disk; None if all of it reads as zeros.
@@ -204,28 +223,18 @@ class MapGround:
         return self._map if self._walked is None else None
 
     def window(self, disk: str, index: int) -> tuple[Window, Sequence[Container]]:
-        """See image.Ground.
+        """Where the blocks of a part of a disk are (image.Ground).
 
         Raises:
             ChainBroken, ObjectMissing, ObjectDamaged: the map is not whole, and the log isn't either.
         """
         if self._walked is None:
             try:
-                return self._from_page(disk, index)
+                return self._pages.window(disk, index)
             except (ObjectMissing, ObjectDamaged) as err:
                 _LOGGER.warning("vm=%s reads the whole log instead of a block map: %s", self._log.vm, err)
         image = self._walk()
         return image.window(disk, index), image.containers
-
-    def _from_page(self, disk: str, index: int) -> tuple[Window, Sequence[Container]]:
-        window = Window.empty(index * WINDOW_BLOCKS, page_blocks(index, self._map.size_bytes(disk)))
-        page = self._pages.page(disk, index)
-        if page is None:
-            return window, []
-        window.containers[:] = page.held_by
-        window.offsets[:] = page.offsets
-        window.lengths[:] = page.lengths
-        return window, [_container(self._log.vm, c) for c in page.containers]
 
     def _walk(self) -> PointImage:
         with self._lock:
@@ -238,6 +247,28 @@ def _container(vm: str, held_in: PageContainer) -> Container:
     number, object_id = held_in.number, held_in.object_id
     name = names.segment(vm, number) if number else names.pack(vm, object_id)
     return Container(name=name, object_id=object_id, seq=number)
+
+
+def check_same(image: PointImage, pages: MapPages, name: str) -> None:
+    """Check that the pages of the map `name` say of each block what the log says, whose `image` this is.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: they don't, or can't be read.
+    """
+    for disk in image.point.disks:
+        for index, window in enumerate(image.windows(disk.name)):
+            said, containers = pages.window(disk.name, index)
+            if _places(said, containers) != _places(window, image.containers):
+                problem = f"its page {index} of disk {disk.name} does not say what the log says"
+                raise ObjectDamaged(key=name, problem=problem)
+
+
+def _places(window: Window, containers: Sequence[Container]) -> list[tuple[int, Container, int, int]]:
+    """Block, container, offset and length of what a window holds."""
+    at = np.flatnonzero(window.containers != NOWHERE)
+    columns = (column[at].tolist() for column in (window.containers, window.offsets, window.lengths))
+    held = zip(at.tolist(), *columns, strict=True)
+    return [(block, containers[number], offset, length) for block, number, offset, length in held]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,8 +99,7 @@ def _usable(vm: str, stretch: Stretch, present: set[str]) -> BlockMap | None:
     below = stretch.ground.block_map if stretch.ground is not None else None
     if below is None or len(below.older) >= MAX_OLDER_MAPS:
         return None
-    older = [below.source(vm, THIS_MAP + 1 + n)[0] for n in range(len(below.older))]
-    return below if present.issuperset(older) else None
+    return below if present.issuperset(below.named_maps(vm)) else None
 
 
 class _Making:
