@@ -1,6 +1,6 @@
 """One capture cycle of one VM: settle what is left, survey, capture, ship, release.
 
-    lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release
+    lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release (─▶ map)
               │ fenced? stop          │                        │ nothing changed: note it, done
               ▼                       ▼
     Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
@@ -22,6 +22,7 @@ from drsync.errors import DrsyncError, Fenced, LayerDamaged, SpoolError
 from drsync.format.segment import PointMeta
 from drsync.image import PointImage, load_image
 from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
 from drsync.ship import ship
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
@@ -62,6 +63,8 @@ class CaptureOptions:
     """Write the log although another drsync took it over."""
     timeout_s: float = 600.0
     """How long QEMU may take to write the layers."""
+    maps: MapPolicy = USUAL
+    """When a block map is written."""
 
 
 def run_cycle(
@@ -172,9 +175,17 @@ class _Cycle:
         source.release(spooled.capture)
         taken_at = datetime.fromisoformat(spooled.time)
         self.remember(checked_at=spooled.time, error="", error_at="")
+        self._keep_mapped(segment)
         return Outcome(
             vm=self._log.vm, result=Result.COMMITTED, segment=segment, shipped_before=shipped, checked_at=taken_at
         )
+
+    def _keep_mapped(self, newest: Segment) -> None:
+        """Write a block map if one is due. The point is committed: what fails here is told and is no error."""
+        try:
+            keep_mapped(self._log, newest, self._options.maps)
+        except Exception as err:  # noqa: BLE001 - not even a mistake in here must make a committed point a failure
+            _LOGGER.warning("vm=%s wrote no block map of point %d: %r", self._log.vm, newest.seq, err)
 
     def _take(self, source: Source, base: Base | None, disks: Sequence[DiskSurvey]) -> SpooledCapture:
         """Capture into the spool; when this returns, the capture survives this process."""

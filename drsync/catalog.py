@@ -55,11 +55,11 @@ def point_of(segment: Segment, parent: int | None) -> Point | None:
     )
 
 
-def points_of(segments: Sequence[Segment]) -> list[Point]:
-    """The points among segments, in order."""
+def points_of(segments: Sequence[Segment], *, parent: int | None = None) -> list[Point]:
+    """The points among segments, in order; `parent` is the point before them."""
     points: list[Point] = []
     for segment in segments:
-        point = point_of(segment, points[-1].number if points else None)
+        point = point_of(segment, points[-1].number if points else parent)
         if point is not None:
             points.append(point)
     return points
@@ -87,11 +87,12 @@ def choose(vm: str, known: Sequence[Point], *, number: int | None = None, at: da
     found = [p for p in known if (number is None or p.number == number) and (at is None or p.time <= at)]
     if not found:
         wanted = str(number) if number is not None else f"at or before {at}" if at is not None else "at all"
-        raise UnknownPoint(vm=vm, wanted=wanted, known=_described(known))
+        raise UnknownPoint(vm=vm, wanted=wanted, known=described(known))
     return found[-1]
 
 
-def _described(known: Sequence[Point]) -> str:
+def described(known: Sequence[Point]) -> str:
+    """Which points there are, for a message."""
     if not known:
         return "none"
     first, last = known[0], known[-1]

@@ -62,7 +62,12 @@ def differences(layer: Layer, disk: str, size_bytes: int, before: PointImage, se
     """Where a layer that holds the whole disk differs from the point before.
 
     `sealer` hashes as the point before was hashed (one key for all of a VM).
+
+    Raises:
+        ValueError: `before` was read by a block map, which does not know what the blocks hashed to.
     """
+    if not before.has_hashes:
+        raise ValueError("a point that was read by a block map has no hashes to compare with")
     tables = layer.tables()
     upcoming = next(tables, None)
     comparer = _Comparer(layer, sealer, size_bytes)

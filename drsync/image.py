@@ -10,6 +10,9 @@ A point is read by laying the segments of the log over each other, oldest first:
 That is done one window of 8192 blocks (512 MiB of disk) at a time, and of the
 packs only those are opened whose rows can lie in it: memory does not grow with
 the disk. Every point is a full, in this sense.
+
+Where a block map shows what the first segment comes to (`Ground`), the log
+before it is not needed: the segments behind it are laid over what the map says.
 """
 
 import threading
@@ -17,16 +20,18 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from drsync.errors import ChainBroken, ObjectDamaged
 from drsync.format import Malformed, names, seal
+from drsync.format.blockmap import PAGE_BLOCKS
+from drsync.format.columns import Bytes2D
 from drsync.format.frame import HASH_BYTES
 from drsync.format.seal import FRAMES_START
 from drsync.format.segment import (
-    Bytes2D,
     DiskMeta,
     DiskRows,
     PackEntry,
@@ -40,8 +45,8 @@ from drsync.log import Log, Segment
 from drsync.model import BLOCK_SIZE, Kind, block_count
 from drsync.repository import VmObjects
 
-WINDOW_BLOCKS = 8192
-"""Blocks of a window: what one L2 table of a restored image maps, too."""
+WINDOW_BLOCKS = PAGE_BLOCKS
+"""Blocks of a window: what one L2 table of a restored image and one page of a block map tell of, too."""
 NOWHERE = -1
 """The container of a block that no object holds: it reads as zeros."""
 _CACHED_PACKS = 2048  # of 64 GiB of data, about 14 KiB each
@@ -54,6 +59,8 @@ class Container:
 
     name: str
     object_id: bytes
+    seq: int = 0
+    """The number of a segment; 0: it is a pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +73,7 @@ class Window:
     offsets: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.uint32]
     hashes: Bytes2D
+    """Zeros where the block was told of by a block map, which has no hashes (see PointImage.has_hashes)."""
 
     @classmethod
     def empty(cls, first_block: int, count: int) -> "Window":
@@ -155,26 +163,54 @@ class _Step:
     own: PlacedRows | None
 
 
+class Ground(Protocol):
+    """What the disks of one point come to, known without the log before it."""
+
+    def window(self, disk: str, index: int) -> tuple[Window, Sequence[Container]]:
+        """Where the blocks of a part of a disk are; the window's containers are indexes into the sequence."""
+        ...
+
+
 class PointImage:
     """The disks of one point. Windows can be asked for from several threads."""
 
-    def __init__(self, objects: VmObjects, segments: Sequence[Segment]) -> None:
-        """`segments` is the log up to the point, in order, from one that holds every disk in full on."""
+    def __init__(self, objects: VmObjects, segments: Sequence[Segment], ground: Ground | None = None) -> None:
+        """`segments` is the log up to the point, in order, from one that holds every disk in full on.
+
+        With a `ground`, from the one on whose point that ground shows.
+        """
         self._objects = objects
+        self._ground = ground
+        self._grounded: dict[str, DiskMeta] = {}
+        self._numbers: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int], dict[str, PlacedRows]] = OrderedDict()
         self.containers: list[Container] = []
         self._steps: dict[str, list[_Step]] = {}
         self._before: PointMeta | None = None
         self.point, self.seq = _newest_point(objects.vm, segments)
-        for segment in segments:
+        if ground is not None:
+            self._stand_on(segments[0])
+        for segment in segments if ground is None else segments[1:]:
             self._add(segment)
         wanted = {d.name for d in self.point.disks}
         self._steps = {name: steps for name, steps in self._steps.items() if name in wanted}
 
+    @property
+    def has_hashes(self) -> bool:
+        """Whether windows have the hashes of their blocks: a block map does not know them."""
+        return self._ground is None
+
+    def _stand_on(self, segment: Segment) -> None:
+        if segment.meta.point is None:
+            raise ChainBroken(vm=self._objects.vm, seq=segment.seq, problem="a block map shows it, and it is no point")
+        self._before = segment.meta.point
+        self._grounded = {d.name: d for d in segment.meta.point.disks}
+        self._steps = {d.name: [] for d in segment.meta.point.disks}
+
     def _add(self, segment: Segment) -> None:
         container = len(self.containers)
-        self.containers.append(Container(name=segment.name, object_id=segment.object_id))
+        self.containers.append(Container(name=segment.name, object_id=segment.object_id, seq=segment.seq))
         for number in range(len(segment.packs)):
             object_id = segment.packs.ids[number].tobytes()
             self.containers.append(Container(name=names.pack(self._objects.vm, object_id), object_id=object_id))
@@ -195,6 +231,8 @@ class PointImage:
             )
             steps[disk.name] = [] if disk.kind is Kind.FULL else self._steps[disk.name]
             steps[disk.name].append(step)
+        whole = {d.name for d in segment.meta.point.disks if d.kind is Kind.FULL}
+        self._grounded = {n: d for n, d in self._grounded.items() if n in steps and n not in whole}
         self._steps = steps  # a disk that this point lacks starts anew when it comes back
         self._before = segment.meta.point
 
@@ -226,6 +264,7 @@ class PointImage:
         """
         first = index * WINDOW_BLOCKS
         window = Window.empty(first, min(WINDOW_BLOCKS, block_count(self.disk(disk).size_bytes) - first))
+        self._lay_ground(window, disk, index)
         for step in self._steps[disk]:
             window.forget_from(step.blocks)
             for number in _packs_within(step, window):
@@ -236,20 +275,58 @@ class PointImage:
                 window.lay(step.own, step.container)
         return window
 
-    def windows(self, disk: str) -> Iterator[Window]:
-        """All windows of a disk in order; the packs of the next ones are opened ahead."""
-        count = self.window_count(disk)
+    def _lay_ground(self, window: Window, disk: str, index: int) -> None:
+        """Begin a window with what the ground says of it, if this disk stands on it."""
+        grounded = self._grounded.get(disk)
+        if self._ground is None or grounded is None or window.first_block >= block_count(grounded.size_bytes):
+            return
+        below, containers = self._ground.window(disk, index)
+        count = min(len(below.containers), len(window.containers))
+        held_by = below.containers[:count]
+        numbers = np.full(len(containers) + 1, NOWHERE, np.int32)  # its last element is where NOWHERE (-1) leads
+        used = np.unique(held_by[held_by != NOWHERE]).tolist()
+        numbers[used] = [self._number_of(containers[number]) for number in used]
+        window.containers[:count] = numbers[held_by]
+        window.offsets[:count] = below.offsets[:count]
+        window.lengths[:count] = below.lengths[:count]
+
+    def _number_of(self, container: Container) -> int:
+        """The index of a container that only the ground tells of."""
+        with self._lock:
+            number = self._numbers.setdefault(container.object_id, len(self.containers))
+            if number == len(self.containers):
+                self.containers.append(container)
+            return number
+
+    def windows(self, disk: str, chosen: Sequence[int] | None = None) -> Iterator[Window]:
+        """All windows of a disk, or the chosen ones, in order; the packs of the next ones are opened ahead."""
+        indexes = range(self.window_count(disk)) if chosen is None else chosen
         with ThreadPoolExecutor(_READERS, thread_name_prefix="image") as readers:
-            ahead = deque(readers.submit(self.window, disk, i) for i in range(min(_READERS, count)))
+            ahead = deque(readers.submit(self.window, disk, i) for i in indexes[:_READERS])
             try:
-                for index in range(count):
+                for place in range(len(indexes)):
                     window = ahead.popleft().result()
-                    if index + _READERS < count:
-                        ahead.append(readers.submit(self.window, disk, index + _READERS))
+                    if place + _READERS < len(indexes):
+                        ahead.append(readers.submit(self.window, disk, indexes[place + _READERS]))
                     yield window
             finally:
                 for future in ahead:
                     future.cancel()
+
+    def touched(self, disk: str) -> npt.NDArray[np.bool_]:
+        """The windows of a disk that may differ from the ground's, as far as it can be told without reading packs."""
+        grounded = self._grounded.get(disk)
+        blocks = block_count(self.disk(disk).size_bytes)
+        count = self.window_count(disk)
+        if grounded is None:
+            return np.ones(count, np.bool_)
+        sizes = [block_count(grounded.size_bytes), *(step.blocks for step in self._steps[disk]), blocks]
+        touched = np.zeros(-(-max(sizes) // WINDOW_BLOCKS), np.bool_)
+        for step in self._steps[disk]:
+            _touch(touched, step)
+        if len(set(sizes)) > 1:
+            touched[min(sizes) // WINDOW_BLOCKS :] = True
+        return touched[:count]
 
     def live_bytes(self, disk: str) -> int:
         """Bytes of the blocks that hold data: what a restored disk takes."""
@@ -284,6 +361,24 @@ def _newest_point(vm: str, segments: Sequence[Segment]) -> tuple[PointMeta, int]
         if segment.meta.point is not None:
             return segment.meta.point, segment.seq
     raise ChainBroken(vm=vm, seq=segments[-1].seq if segments else 0, problem="there is no point in it")
+
+
+def _touch(touched: npt.NDArray[np.bool_], step: _Step) -> None:
+    """Mark the windows that a step says anything of."""
+    packs, low = step.segment.packs, position(step.disk_number, 0)
+    within = (packs.last >= low) & (packs.first < low + 2**32)
+    end = len(touched) * WINDOW_BLOCKS - 1
+    first = np.clip(packs.first[within].astype(np.int64) - low, 0, end)
+    last = np.clip(packs.last[within].astype(np.int64) - low, 0, end)
+    if step.own is not None:
+        rows = step.own.rows
+        touched[rows.blocks // WINDOW_BLOCKS] = True
+        starts = rows.zero_first.astype(np.int64)
+        first, last = np.concatenate([first, starts]), np.concatenate([last, starts + rows.zero_count - 1])
+    edges = np.zeros(len(touched) + 1, np.int64)
+    np.add.at(edges, first // WINDOW_BLOCKS, 1)
+    np.add.at(edges, last // WINDOW_BLOCKS + 1, -1)
+    touched |= np.cumsum(edges)[:-1] > 0
 
 
 def _packs_within(step: _Step, window: Window) -> range:

@@ -25,6 +25,7 @@ from drsync.errors import (
     RepositoryExists,
     TargetExists,
     UnknownDisk,
+    UnknownPoint,
     UnknownVm,
 )
 from drsync.format.keys import RecoveryKey, RootKey
@@ -32,6 +33,7 @@ from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
+from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
@@ -256,10 +258,7 @@ class Session:
             TargetExists, TargetFull: the output can't take it.
         """
         self.known_vms(request.vm)
-        log = self.log(request.vm)
-        segments = list(log.chain(1, self._last_needed(log, request.number)))
-        point = catalog.choose(request.vm, catalog.points_of(segments), number=request.number, at=request.at)
-        image = PointImage(log.objects, [s for s in segments if s.seq <= point.number])
+        point, image = self._find(self.log(request.vm), request)
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
         for path in [definition, *(d.path for d in disks)]:
@@ -267,6 +266,21 @@ class Session:
                 raise TargetExists(path=path, vm=request.vm)
         check_room(request.output, sum(d.live_bytes for d in disks))
         return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)
+
+    def _find(self, log: Log, request: RestoreRequest) -> tuple[Point, PointImage]:
+        """The point that was asked for, from as little of the log as block maps allow."""
+        last = self._last_needed(log, request.number)
+        while True:
+            stretch = newest_stretch(log, last)
+            known = catalog.points_of(stretch.segments, parent=stretch.parent)
+            try:
+                point = catalog.choose(request.vm, known, number=request.number, at=request.at)
+            except UnknownPoint as err:
+                if stretch.ground is None or stretch.parent is None:
+                    raise UnknownPoint(**err.fields | {"known": catalog.described(catalog.points(log))}) from err
+                last = stretch.parent  # what is older than this map is looked for in front of it
+            else:
+                return point, stretch.image(point.number)
 
     def _last_needed(self, log: Log, number: int | None) -> int:
         """The last segment that a restore reads; damage behind the point that was asked for does not matter."""

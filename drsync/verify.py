@@ -1,9 +1,10 @@
 """Audits a VM's log: the chain, every object's presence and size and, if asked for, every frame.
 
-Unlike a restore, which stops at the first damage, this finds all of it.
+Unlike a restore, which stops at the first damage, this finds all of it. A block
+map that is damaged hurts no point, but it makes restores slow: it is told, too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta, DiskRows
 from drsync.image import PointImage, pack_rows, place
 from drsync.log import Log, Segment
+from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.model import Progress, block_length
 
 _WORKERS = 4
@@ -54,6 +56,10 @@ def verify(log: Log, *, committed_seq: int, read_data: bool, progress: Progress)
     return _Audit(log, progress).run(committed_seq, read_data=read_data)
 
 
+def _problem_of(error: ObjectDamaged | ObjectMissing) -> object:
+    return error.fields["problem"] if isinstance(error, ObjectDamaged) else "it is missing"
+
+
 class _Audit:
     """One run of `verify`."""
 
@@ -62,11 +68,13 @@ class _Audit:
         self._objects = log.objects
         self._progress = progress
         self._problems: list[Problem] = []
+        self._newest = 0
 
     def run(self, committed_seq: int, *, read_data: bool) -> VmReport:
         segments = self._segments(committed_seq)
         self._check_points(segments)
         packs = list(self._packs(segments))
+        self._check_maps(segments, read_data=read_data)
         stored = sum(s.stored_bytes for s in segments)
         frames = 0
         if read_data:
@@ -105,6 +113,7 @@ class _Audit:
                 segments.append(segment)
             intact = bool(segments) and segments[-1].seq == seq
             expected, previous = seq + 1, segments[-1].index_sha256.hex() if intact else None
+        self._newest = expected - 1
         if expected - 1 < committed_seq:
             self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=committed_seq), expected)
         return segments
@@ -145,6 +154,38 @@ class _Audit:
                     self._found(ObjectDamaged(key=name, problem=problem), segment.seq)
                 else:
                     yield _Object(name=name, segment=segment, pack=number)
+
+    def _check_maps(self, segments: Sequence[Segment], *, read_data: bool) -> None:
+        """Every block map must be of this log, and the maps that it names must be there.
+
+        With `read_data`, the newest one that is whole must also say the same of each block as the log does.
+        """
+        intact = [s for number, s in enumerate(segments, 1) if s.seq == number]
+        listed = dict(listed_maps(self._objects))
+        compare = read_data
+        for name, seq in reversed(listed.items()):
+            try:
+                if seq > self._newest:
+                    raise ObjectDamaged(key=name, problem=f"the log has no segment {seq}")
+                if seq <= len(intact):  # else the log is damaged there, which is told already
+                    self._check_map(name, intact[:seq], listed.keys(), compare=compare)
+                    compare = False
+            except (ObjectDamaged, ObjectMissing) as err:
+                key = str(err.fields["key"])
+                if key.startswith(names.map_prefix(self._log.vm)):  # else the log is damaged, which is told already
+                    problem = f"{_problem_of(err)} (just a cache: restores do without it, and it can be deleted)"
+                    self._found(ObjectDamaged(key=key, problem=problem), seq)
+            except ChainBroken:
+                pass  # told by _check_points
+
+    def _check_map(self, name: str, shown: Sequence[Segment], listed: Collection[str], *, compare: bool) -> None:
+        block_map = read_map(self._objects, name)
+        check_shows(block_map, shown[-1])
+        missing = next((older for older in block_map.named_maps(self._objects.vm) if older not in listed), None)
+        if missing is not None:
+            raise ObjectDamaged(key=name, problem=f"it needs {missing}, which is not there")
+        if compare:
+            check_same(PointImage(self._objects, shown), MapPages(self._objects, block_map), name)
 
     def _read(self, item: _Object) -> int:
         """Read an object as a whole and open its frames; how many there are."""

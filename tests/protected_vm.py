@@ -19,6 +19,7 @@ from drsync.catalog import Point, points
 from drsync.format.keys import RootKey
 from drsync.image import load_image
 from drsync.log import Log
+from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
@@ -140,8 +141,8 @@ class ProtectedVm:
         self.reserve_bytes = reserve_bytes
         self.clock = SteppingClock()
         self.store: ObjectStore = MemoryStore(self.clock)
-        self._key = RootKey.generate()
-        create_repository(self.store, self._key, self.clock)
+        self.key = RootKey.generate()
+        create_repository(self.store, self.key, self.clock)
         root = MemoryDisk(root_bytes, persistent=True)
         data = MemoryDisk(192 * KIB + 512, persistent=False)
         self.vm = MemoryVm(VM, {"root": root, "data": data})
@@ -164,8 +165,8 @@ class ProtectedVm:
 
     def repository(self, store: ObjectStore | None = None) -> Repository:
         """The repository, read through `store`; a new object, as a new process would make it."""
-        opened = open_repository(self.store, self._key, "key")
-        return Repository(store or self.store, opened.record, self._key)
+        opened = open_repository(self.store, self.key, "key")
+        return Repository(store or self.store, opened.record, self.key)
 
     def log(self, store: ObjectStore | None = None) -> Log:
         return Log(self.repository(store).vm(VM))
@@ -186,6 +187,7 @@ class ProtectedVm:
         open_source: Callable[[], Source] | None = None,
         full: bool = False,
         take_over: bool = False,
+        maps: MapPolicy = USUAL,
     ) -> Outcome:
         """One cycle of `host` with objects of its own, as a new process would run it."""
         return run_cycle(
@@ -195,7 +197,7 @@ class ProtectedVm:
             open_source or self.source,
             self.clock,
             NoProgress(),
-            CaptureOptions(full=full, take_over=take_over),
+            CaptureOptions(full=full, take_over=take_over, maps=maps),
         )
 
     def points(self) -> list[Point]:

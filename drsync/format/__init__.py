@@ -6,7 +6,8 @@ record.py    JSON, decoded
 frame.py     one block: compressed, encrypted
 seal.py      what segments, packs and maps have in common: frames, header, sealed index, footer
 segment.py   the index of a segment or pack: metadata and columns
-blockmap.py  pages and root of a block map
+blockmap.py  pages and index of a block map
+columns.py   numbers back to back, each column checked against the bytes that are there
 
 Everything read is hostile until authenticated: sizes are bounded before they
 are used, and what does not fit raises `Malformed`, which the reader of the

@@ -13,27 +13,21 @@ as zeros; it needs no bytes. `first` and `last` of a pack are the positions
 who wants one part of one disk loads only the packs that can hold it.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from drsync.format import Malformed
+from drsync.format.columns import U32, U64, Bytes2D, Columns, little_endian, with_metadata
 from drsync.format.frame import HASH_BYTES, MAX_FRAME_BYTES
 from drsync.format.keys import OBJECT_ID_BYTES
 from drsync.format.record import decode_record
 from drsync.format.seal import FRAMES_START, MAX_OBJECT_BYTES
 from drsync.model import MAX_DISK_BYTES, CaptureId, Consistency, Kind, block_count, is_name
 
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-Bytes2D = npt.NDArray[np.uint8]
-
-_LENGTH: Final = struct.Struct("<I")
 _SHA256_BYTES: Final = 32
 MAX_DISKS: Final = 64
 
@@ -182,53 +176,15 @@ def index_bound(meta_bytes: int, packs: int, rows: int, zero_runs: int) -> int:
 
 
 def _encode(meta: _Strict, packs: PackTable | None, rows: Sequence[DiskRows]) -> bytes:
-    text = msgspec.json.encode(meta)
-    parts = [_LENGTH.pack(len(text)), text]
+    parts = [with_metadata(meta)]
     if packs is not None:
         columns = (packs.ids, packs.lengths, packs.index_sha256, packs.first, packs.last)
-        parts += [c.astype(c.dtype.newbyteorder("<"), copy=False).tobytes() for c in columns]
+        parts += [little_endian(column) for column in columns]
     for row in rows:
-        for column in (row.blocks, row.lengths, row.hashes, row.zero_first, row.zero_count):
-            parts.append(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
+        parts += [
+            little_endian(column) for column in (row.blocks, row.lengths, row.hashes, row.zero_first, row.zero_count)
+        ]
     return b"".join(parts)
-
-
-class _Columns:
-    """Takes columns off an index, each checked against the bytes that are left."""
-
-    def __init__(self, index: bytes) -> None:
-        self._index = index
-        self._at = 0
-
-    def metadata(self) -> bytes:
-        if len(self._index) < _LENGTH.size:
-            raise Malformed("its index is cut")
-        (length,) = _LENGTH.unpack_from(self._index)
-        self._at = _LENGTH.size + length
-        if self._at > len(self._index):
-            raise Malformed("its index is cut")
-        return self._index[_LENGTH.size : self._at]
-
-    def numbers(self, count: int, kind: str) -> npt.NDArray[np.generic]:
-        dtype = np.dtype(kind)
-        if not 0 <= count <= (len(self._index) - self._at) // dtype.itemsize:
-            raise Malformed(f"its index claims {count} entries and has fewer")
-        column = np.frombuffer(self._index, dtype, count, self._at)
-        self._at += count * dtype.itemsize
-        return column
-
-    def u32(self, count: int) -> U32:
-        return self.numbers(count, "<u4").astype(np.uint32)
-
-    def u64(self, count: int) -> U64:
-        return self.numbers(count, "<u8").astype(np.uint64)
-
-    def rows_of(self, count: int, width: int) -> Bytes2D:
-        return self.numbers(count * width, "u1").astype(np.uint8).reshape(count, width)
-
-    def end(self) -> None:
-        if self._at != len(self._index):
-            raise Malformed("its index has bytes that nothing describes")
 
 
 def decode_pack(index: bytes, frames_end: int) -> list[DiskRows]:
@@ -237,7 +193,7 @@ def decode_pack(index: bytes, frames_end: int) -> list[DiskRows]:
     Raises:
         Malformed: it breaks a rule of docs/format.md.
     """
-    columns = _Columns(index)
+    columns = Columns(index)
     meta = decode_record(columns.metadata(), PackMeta)
     return _decode_rows(columns, meta.contents, frames_end)
 
@@ -248,7 +204,7 @@ def decode_segment(index: bytes, frames_end: int) -> tuple[SegmentMeta, PackTabl
     Raises:
         Malformed: it breaks a rule of docs/format.md.
     """
-    columns = _Columns(index)
+    columns = Columns(index)
     meta = decode_record(columns.metadata(), SegmentMeta)
     packs = PackTable(
         ids=columns.rows_of(meta.packs, OBJECT_ID_BYTES),
@@ -267,7 +223,7 @@ def decode_segment(index: bytes, frames_end: int) -> tuple[SegmentMeta, PackTabl
     return meta, packs, rows
 
 
-def _decode_rows(columns: _Columns, contents: Sequence[Extent], frames_end: int) -> list[DiskRows]:
+def _decode_rows(columns: Columns, contents: Sequence[Extent], frames_end: int) -> list[DiskRows]:
     if len(contents) > MAX_DISKS:
         raise Malformed(f"it has {len(contents)} disks")
     rows = [

@@ -12,6 +12,7 @@ from faulty import Fault, FaultyStore
 from protected_vm import KIB, VM, ProtectedVm
 
 from drsync.errors import StoreUnavailable
+from drsync.mapping import MapPolicy
 from drsync.model import Kind
 from drsync.source import Source
 from drsync.spool import VmSpool
@@ -166,3 +167,16 @@ def test_what_is_crashed_is_what_its_name_says(
     lab.cycle()
     newest = lab.check_settled()
     assert {disk.name: disk.kind for disk in newest.disks} == kinds
+
+
+def test_a_cycle_that_writes_a_block_map_may_die_at_each_of_its_steps(tmp_path: Path) -> None:
+    often = MapPolicy(every=2, step=2)
+
+    def a_map_is_due(lab: ProtectedVm) -> None:
+        for _ in range(3):
+            lab.cycle(maps=often)
+            lab.write()
+
+    fired = crash_at_every_step(tmp_path, a_map_is_due, write_after=True, maps=often)
+    assert fired[-2:] == ["before MemoryStore.create", "after MemoryStore.create"]  # the last thing that a cycle does
+    assert fired.index("after Witness.release") < fired.index("before MemoryStore.get_range")

@@ -1,0 +1,193 @@
+"""Writes block maps: now and then, behind a commit, and only the pages that changed.
+
+    newest map + segments behind it ─▶ windows that changed ─▶ pages ─▶ one object
+                                       the others            ─▶ named in the older map
+
+A map is a cache: nothing waits for it, and when it can't be written nothing is lost but time.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from drsync.format import Malformed, names, seal
+from drsync.format.blockmap import (
+    MAX_OLDER_MAPS,
+    NO_PAGE,
+    THIS_MAP,
+    MapDisk,
+    MapMeta,
+    OlderMaps,
+    Page,
+    PageContainer,
+    PageSealer,
+    PageTable,
+    encode_map,
+    map_index_bound,
+    page_binding,
+)
+from drsync.format.keys import OBJECT_ID_BYTES
+from drsync.image import NOWHERE, Container, PointImage, Window
+from drsync.log import Log, Segment
+from drsync.mapped import BlockMap, Stretch, listed_maps, newest_stretch
+
+MAX_MAP_BYTES: Final = 128 * 1024 * 1024
+"""Of the pages of one map, which are made in memory: enough for about 3 TiB of data that all moved at once."""
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapPolicy:
+    """When a map is written."""
+
+    every: int = 64
+    """Points between two maps: a reader has so many segments to read behind a map, two rounds of requests; with a
+    point a minute a map is made about every hour."""
+    step: int = 8
+    """It is only looked for at points that are multiples of this: what fails is not tried again at each point."""
+
+    def is_time_to_look(self, seq: int) -> bool:
+        """Whether it is worth a request to find out how old the newest map is. Pure."""
+        return seq % self.step == 0
+
+    def is_due(self, seq: int, newest_map: int) -> bool:
+        """Whether point `seq` gets a map, if the newest one is of point `newest_map` (0: there is none). Pure."""
+        return self.is_time_to_look(seq) and seq - newest_map >= self.every
+
+
+USUAL: Final = MapPolicy()
+
+
+def keep_mapped(log: Log, newest: Segment, policy: MapPolicy = USUAL) -> str | None:
+    """Write a map of the newest point if one is due; its name, or None if none was written.
+
+    Raises:
+        DrsyncError, Malformed: it could not be written; nothing but the cache is the worse for it.
+    """
+    if not policy.is_time_to_look(newest.seq):
+        return None
+    found = list(listed_maps(log.objects))
+    if not policy.is_due(newest.seq, max((seq for _, seq in found if seq <= newest.seq), default=0)):
+        return None
+    return write_map(log, newest.seq, present={name for name, _ in found})
+
+
+def write_map(log: Log, seq: int, *, present: set[str]) -> str:
+    """Write a map of point `seq`; its name. `present`: the maps that there are.
+
+    Raises:
+        Malformed: the point has more pages than a map takes; nothing was stored.
+        ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
+        StoreError: the map could not be stored.
+    """
+    stretch = newest_stretch(log, seq)
+    making = _Making(log, stretch, seq)
+    name = making.run(_usable(log.vm, stretch, present))
+    _LOGGER.info("vm=%s wrote a block map of point %d, pages=%d", log.vm, seq, making.written)
+    return name
+
+
+def _usable(vm: str, stretch: Stretch, present: set[str]) -> BlockMap | None:
+    """The map whose pages the new one can name; None: all pages are written anew.
+
+    Now and then that is so although there is one, so that a map never leans on very many others.
+    """
+    below = stretch.ground.block_map if stretch.ground is not None else None
+    if below is None or len(below.older) >= MAX_OLDER_MAPS:
+        return None
+    return below if present.issuperset(below.named_maps(vm)) else None
+
+
+class _Making:
+    """One run of `write_map`."""
+
+    def __init__(self, log: Log, stretch: Stretch, seq: int) -> None:
+        self._objects = log.objects
+        self._stretch = stretch
+        self._image: PointImage = stretch.image(seq)
+        if self._image.seq != seq:
+            raise Malformed(f"segment {seq} is no point")
+        self._header = self._objects.new_header("map", seq)
+        self._sealer = PageSealer(self._objects.object_keys(self._header))
+        self._sources: dict[bytes, tuple[int, int]] = {}
+        """Of the older maps that are named: source number and point, by object id."""
+        self.written = 0
+
+    def run(self, below: BlockMap | None) -> str:
+        meta = self._meta()
+        bound = map_index_bound(len(msgspec.json.encode(meta)), sum(map(self._pages, meta.disks)))
+        if bound > seal.MAX_INDEX_BYTES:
+            raise Malformed("the point has more pages than the index of a map holds")
+        tables = [self._table(disk.name, below) for disk in meta.disks]
+        meta = msgspec.structs.replace(meta, older=len(self._sources))
+        index = encode_map(meta, self._older(), tables)
+        frames_end = len(self._sealer.buffer)
+        self._sealer.buffer.extend(bytes(seal.sealed_bound(len(index))))
+        buffer = memoryview(self._sealer.buffer)
+        sealed = seal.seal(buffer, frames_end, self._header, index, self._objects.object_keys(self._header))
+        name = names.block_map(self._objects.vm, meta.seq, bytes.fromhex(self._header.object))
+        self._objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
+        return name
+
+    def _meta(self) -> MapMeta:
+        points = [s for s in self._stretch.segments if s.meta.point is not None and s.seq <= self._image.seq]
+        return MapMeta(
+            seq=self._image.seq,
+            segment=points[-1].index_sha256.hex(),
+            parent=points[-2].seq if len(points) > 1 else self._stretch.parent,
+            older=MAX_OLDER_MAPS,
+            disks=[MapDisk(name=d.name, size_bytes=d.size_bytes) for d in self._image.point.disks],
+        )
+
+    def _pages(self, disk: MapDisk) -> int:
+        return self._image.window_count(disk.name)
+
+    def _table(self, disk: str, below: BlockMap | None) -> PageTable:
+        """Seal the pages of a disk that changed, and find the others in the map below."""
+        table = PageTable.empty(self._image.window_count(disk))
+        touched = self._image.touched(disk) if below is not None else np.ones(len(table.sources), np.bool_)
+        if below is not None:
+            for number in np.flatnonzero(~touched).tolist():
+                self._name_older(table, below, disk, number)
+        chosen = np.flatnonzero(touched).tolist()
+        binding = page_binding(self._objects.repository_id, disk)
+        for number, window in zip(chosen, self._image.windows(disk, chosen), strict=True):
+            page = _page_of(window, self._image.containers)
+            if page.containers:
+                table.sources[number] = THIS_MAP
+                table.offsets[number], table.lengths[number] = self._sealer.add(page, binding, number)
+                self.written += 1
+            if len(self._sealer.buffer) > MAX_MAP_BYTES:
+                raise Malformed(f"its pages take more than the {MAX_MAP_BYTES} bytes that a map may have")
+        return table
+
+    def _name_older(self, table: PageTable, below: BlockMap, disk: str, number: int) -> None:
+        old = below.table(disk)
+        if old.sources[number] == NO_PAGE:
+            return
+        _, object_id, seq = below.source(self._objects.vm, int(old.sources[number]))
+        source, _ = self._sources.setdefault(object_id, (THIS_MAP + 1 + len(self._sources), seq))
+        table.sources[number] = source
+        table.offsets[number], table.lengths[number] = old.offsets[number], old.lengths[number]
+
+    def _older(self) -> OlderMaps:
+        ids = np.frombuffer(b"".join(self._sources), np.uint8).reshape(-1, OBJECT_ID_BYTES)
+        return OlderMaps(numbers=np.array([seq for _, seq in self._sources.values()], np.uint64), ids=ids)
+
+
+def _page_of(window: Window, containers: Sequence[Container]) -> Page:
+    """A window as a page, which names just the containers that it uses."""
+    held = window.containers != NOWHERE
+    used, indexes = np.unique(window.containers[held], return_inverse=True)
+    held_by = np.full(len(held), NOWHERE, np.int32)
+    held_by[held] = indexes
+    return Page(
+        containers=[PageContainer(number=containers[n].seq, object_id=containers[n].object_id) for n in used.tolist()],
+        held_by=held_by,
+        offsets=window.offsets,
+        lengths=window.lengths,
+    )
