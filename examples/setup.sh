@@ -15,9 +15,13 @@ source examples/apt.sh
 packages=(
     qemu-system-x86 qemu-utils qemu-block-extra seabios # the hypervisor, its tools
     python3 python3-venv
+    python3-libvirt python3-libnbd # made for the system's Python: .venv sees them
     syslinux syslinux-common mtools dosfstools e2fsprogs fdisk cpio kmod xz-utils zstd # to build the guest
 )
-dev_packages=(shellcheck)
+dev_packages=(
+    shellcheck
+    libvirt-daemon-system libvirt-clients # tests start a libvirtd of their own
+)
 commands=(
     qemu-system-x86_64 qemu-storage-daemon qemu-img qemu-io qemu-nbd
     syslinux mcopy mkfs.vfat mkfs.ext4 sfdisk depmod
@@ -73,15 +77,17 @@ find_python() {
         "Install one (Ubuntu 22.04: apt install python3.11 python3.11-venv), then: PYTHON=python3.11 bash $0"
 }
 
-# A virtual environment holds its own path: one that came along with a moved or copied tree is made anew.
+# A virtual environment holds its own path: one that came along with a moved or copied tree is made anew, and so is one
+# that does not see the system's packages.
 make_environment() {
-    if [ "$(cat .venv/.made-in 2>/dev/null)" = "$root" ] && is_new_enough .venv/bin/python; then
+    if [ "$(cat .venv/.made-in 2>/dev/null)" = "$root" ] && is_new_enough .venv/bin/python &&
+        grep -q '^include-system-site-packages = true' .venv/pyvenv.cfg; then
         return
     fi
     local python
     python=$(find_python)
     say "making .venv with $("$python" --version)"
-    logged "$python" -m venv --clear .venv
+    logged "$python" -m venv --clear --system-site-packages .venv
     echo "$root" >.venv/.made-in
 }
 
