@@ -12,7 +12,9 @@ go over the serial console; everything that was ever printed there is in
 
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -66,6 +68,7 @@ class Guest:
         self.qmp_socket = self._sockets / "drsync.qmp"
         self._command = _qemu_command(self, controller=controller, iothread=iothread, memory_mib=memory_mib)
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self._control: QmpSocket | None = None
         self._console: SerialConsole | None = None
 
@@ -112,6 +115,7 @@ class Guest:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in (*self._sockets.iterdir(), self.console_log):  # of the start before
             path.unlink(missing_ok=True)
+        self._killed = False
         with self.qemu_log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -160,6 +164,10 @@ class Guest:
         """End QEMU at once, as a power cut would: whatever it had in memory is lost. Safe to call at any time."""
         self._disconnect()
         if self._process is not None:
+            if not self._killed and (status := self._process.poll()) is not None and status < 0:
+                # QEMU's own bug, or a test's doing: say so while its last words are there.
+                print(f"QEMU was ended by {signal.Signals(-status).name}\n{self.last_words()}", file=sys.stderr)
+            self._killed = True
             self._process.kill()
             self._process.wait()
 
