@@ -12,7 +12,6 @@ go over the serial console; everything that was ever printed there is in
 
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -68,7 +67,7 @@ class Guest:
         self.qmp_socket = self._sockets / "drsync.qmp"
         self._command = _qemu_command(self, controller=controller, iothread=iothread, memory_mib=memory_mib)
         self._process: subprocess.Popen[bytes] | None = None
-        self._killed = False
+        self._ending = False
         self._control: QmpSocket | None = None
         self._console: SerialConsole | None = None
 
@@ -115,7 +114,7 @@ class Guest:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in (*self._sockets.iterdir(), self.console_log):  # of the start before
             path.unlink(missing_ok=True)
-        self._killed = False
+        self._ending = False
         with self.qemu_log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -164,10 +163,10 @@ class Guest:
         """End QEMU at once, as a power cut would: whatever it had in memory is lost. Safe to call at any time."""
         self._disconnect()
         if self._process is not None:
-            if not self._killed and (status := self._process.poll()) is not None and status < 0:
-                # QEMU's own bug, or a test's doing: say so while its last words are there.
-                print(f"QEMU was ended by {signal.Signals(-status).name}\n{self.last_words()}", file=sys.stderr)
-            self._killed = True
+            if not self._ending and (status := self._process.poll()) is not None:
+                # The guest crashed, or QEMU did (a negative status is a signal): say so while its last words are there.
+                print(f"QEMU had ended, with status {status}\n{self.last_words()}", file=sys.stderr)
+            self._ending = True
             self._process.kill()
             self._process.wait()
 
@@ -180,6 +179,7 @@ class Guest:
         if self._process is None or self._console is None:
             raise GuestFailed("the guest is not running")
         self.check("umount /mnt || sync", timeout_s=timeout_s)
+        self._ending = True
         self._console.type("poweroff -f")
         try:
             self._console.wait_for_hang_up(time.monotonic() + timeout_s)
