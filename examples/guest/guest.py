@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -219,12 +220,21 @@ class Guest:
             raise GuestFailed(f"QEMU did not start: {err}\n{self.last_words()}") from err
         # The log, not the socket: QEMU writes it from its first moment on, whoever is connected.
         while not (up := re.search(rb"GUEST-UP boots=(\d+)[^\n]*\n", self.console_log.read_bytes())):
-            if not self.running:
-                raise GuestFailed(f"QEMU ended before the guest was up\n{self.last_words()}")
             if time.monotonic() >= deadline:
                 raise GuestFailed(f"the guest was not up in {timeout_s:g} s\n{self.last_words()}")
-            self._console.drain(0.02)
+            try:
+                self._console.drain(0.02)
+            except ConsoleBroken as err:
+                raise GuestFailed(f"QEMU ended before the guest was up{self._status()}\n{self.last_words()}") from err
         self.boots = int(up.group(1))
+
+    def _status(self) -> str:
+        """How QEMU ended, for messages; its sockets close a moment before."""
+        if self._process is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            return f", with status {self._process.wait(timeout=5)}"
+        return ", or hung up"
 
     def _disconnect(self) -> None:
         for connection in (self._control, self._console):
