@@ -45,8 +45,9 @@ class Control:
 
     def get_faults(self, request: Request) -> Response:
         """The faults that are on."""
-        settings = dataclasses.asdict(self.lab.faults.settings)
-        rules = [{"operation": rule.operation, "left": rule.times} for rule in self.lab.faults.settings.rules]
+        on = self.lab.faults.settings
+        settings = {field.name: getattr(on, field.name) for field in dataclasses.fields(on)}
+        rules = [{"operation": rule.operation, "left": rule.times} for rule in on.rules]
         return _json({**settings, "rules": rules, "fired": self.lab.faults.fired()})
 
     def put_faults(self, request: Request) -> Response:
