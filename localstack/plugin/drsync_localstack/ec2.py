@@ -41,7 +41,7 @@ class DrsyncEc2Provider(Ec2Provider):
             has_role=has_role,
             announce=lambda _place, snapshot: announce(self.catalog, snapshot),
             retire=_retire,
-            register=lambda place, request: str(images.register(backend_of(place), request).id),
+            register=self._register,
         )
         self.tasks = ImportTasks(lab.catalog, lab.faults, around, lab.clock.now)
 
@@ -154,11 +154,14 @@ class DrsyncEc2Provider(Ec2Provider):
 
     # --- Images ------------------------------------------------------------------------------------------------------
 
+    def _register(self, place: Place, request: Mapping[str, Any]) -> str:
+        refresh(self.catalog, place)
+        return str(images.register(backend_of(place), request).id)
+
     @handler("RegisterImage", expand=False)
     @served
     def register_image(self, context: RequestContext, request: Any) -> Any:
-        refresh(self.catalog, _place(context))
-        return {"ImageId": images.register(backend_of(_place(context)), request).id}
+        return {"ImageId": self._register(_place(context), request)}
 
     @handler("DescribeImageAttribute", expand=False)
     @served

@@ -195,7 +195,7 @@ class ImportTasks:
             run(task)
         except Cancelled:
             self._end(task, Status.DELETED, "")
-        except (ImportFailed, BadImage) as err:
+        except (ImportFailed, BadImage, Refused) as err:
             self._end(task, Status.DELETED, f"ClientError: {err}")
         except Exception as err:  # noqa: BLE001 - a thread's end is seen by nobody; the task tells it
             self._end(task, Status.DELETED, f"ServerError: {type(err).__name__}: {err}")
