@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from drsync.errors import UnknownPoint
 from drsync.format.segment import DiskMeta
+from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
 
@@ -118,6 +119,8 @@ class State(StrEnum):
     """Within the RPO still, but the last capture failed."""
     FENCED = "fenced"
     """Another drsync has taken the VM over."""
+    SEEDING = "seeding"
+    """There is no point yet; the first full is on its way."""
     UNPROTECTED = "unprotected"
     """There is no point at all."""
 
@@ -135,6 +138,8 @@ class VmStatus:
     rpo_s: float | None
     """None: the VM is not configured on this host."""
     spool_bytes: int
+    seed: SeedProgress | None
+    """How far it is, if this host is seeding the VM."""
     error: str
     error_time: str
 
@@ -149,12 +154,12 @@ def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> f
     return max(0.0, (now - newest).total_seconds())
 
 
-def state_of(*, lag: float | None, rpo_s: float | None, error: str, fenced: bool) -> State:
+def state_of(*, lag: float | None, rpo_s: float | None, error: str, fenced: bool, seeding: bool = False) -> State:
     """How well a VM is protected."""
     if fenced:
         return State.FENCED
     if lag is None:
-        return State.UNPROTECTED
+        return State.SEEDING if seeding else State.UNPROTECTED
     if rpo_s is not None and lag > rpo_s:
         return State.LATE
     return State.FAILING if error else State.OK

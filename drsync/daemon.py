@@ -1,8 +1,11 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
     run ──▶ generation (configuration, session, APScheduler) ──▶ a _VmJob per VM ──▶ Session.capture
-     │  SIGHUP: a new generation takes over; captures that run go on to their end
-     └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`
+     │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over
+     └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`, seeds stop at once
+
+A VM that has to be seeded (read live, which can take days) moves from the workers
+for captures to those for seeds until that is done: `parallel` does not count it.
 
 A job that fails with something that a retry may cure comes again after a
 back-off that grows to a minute; it gives its place to other VMs meanwhile. Any
@@ -39,6 +42,8 @@ _LOGGER = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
+_CAPTURES: Final = "default"
+_SEEDS: Final = "seeds"
 _REPEAT_S: Final = 3600.0
 """A failure that goes on is logged once in this time; each attempt would bury what is new."""
 _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
@@ -48,8 +53,8 @@ _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
 class Captures(Protocol):
     """What the daemon needs of a session. Called from several threads, for one VM by one at a time."""
 
-    def capture(self, vm_name: str, progress: Progress, /) -> Outcome:
-        """One cycle of one VM."""
+    def capture(self, vm_name: str, progress: Progress, /, *, may_seed: bool, stop: Callable[[], bool]) -> Outcome:
+        """One cycle of one VM; `stop` ends a seed."""
         ...
 
     def beat(self) -> None:
@@ -200,9 +205,12 @@ class _Generation:
         self._clock = clock
         self._busy = busy
         self._stopped = threading.Event()
-        pool = ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"})
+        pools = {
+            _CAPTURES: ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"}),
+            _SEEDS: ThreadPoolExecutor(config.daemon.seeds, {"thread_name_prefix": "seed"}),
+        }
         defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-        self._scheduler = BlockingScheduler(executors={"default": pool}, job_defaults=defaults, timezone="UTC")
+        self._scheduler = BlockingScheduler(executors=pools, job_defaults=defaults, timezone="UTC")
         self._scheduler.add_listener(self._on_still_busy, EVENT_JOB_MAX_INSTANCES)
         self._started = threading.Event()
         self._scheduler.add_listener(lambda _event: self._started.set(), EVENT_SCHEDULER_STARTED)
@@ -240,6 +248,17 @@ class _Generation:
         """Let the next run of a VM come `seconds` from now."""
         self._set_due_time(name, self._jobs[name].cadence.delay(seconds, self._clock.now()))
 
+    def is_stopped(self) -> bool:
+        """Whether no more shall be begun."""
+        return self._stopped.is_set()
+
+    def _move(self, name: str, *, seeds: bool) -> None:
+        """Give a VM to the workers for seeds, to go on at once; or back to those for captures."""
+        with suppress(JobLookupError):  # dropped, or this generation was stopped meanwhile
+            self._scheduler.modify_job(name, executor=_SEEDS if seeds else _CAPTURES)
+        if seeds:
+            self.delay(name, 0.0)
+
     def drop(self, name: str) -> None:
         """Run a VM no more."""
         with suppress(JobLookupError):  # this generation was stopped meanwhile
@@ -253,6 +272,8 @@ class _Generation:
         with self._busy.entered(job.vm.name) as free:
             if free and not self._stopped.is_set():
                 job.run()
+        if free and job.changes_workers():  # now that it is free: its next run may begin at once
+            self._move(job.vm.name, seeds=job.seeding)
 
     def _on_still_busy(self, event: JobSubmissionEvent) -> None:
         _LOGGER.debug("vm=%s is still busy with the capture before", event.job_id)
@@ -268,6 +289,9 @@ class _VmJob:
         self._clock = clock
         self._generation = generation
         self._failures = 0
+        self.seeding = False
+        """Whether it is the workers for seeds that run it."""
+        self._seed_due = False
         self._failing_since_s = 0.0
         self._said: type[Exception] | None = None
         self._said_at_s = 0.0
@@ -276,7 +300,9 @@ class _VmJob:
         """One cycle; whatever goes wrong in it stays in it."""
         started_s = self._clock.monotonic_s()
         try:
-            outcome = self._captures.capture(self.vm.name, NoProgress())
+            outcome = self._captures.capture(
+                self.vm.name, NoProgress(), may_seed=self.seeding, stop=self._generation.is_stopped
+            )
         except Fenced as err:
             self._generation.drop(self.vm.name)
             _LOGGER.error("vm=%s fenced: %s, until drsync is reloaded; remedy: %s", self.vm.name, err, err.remedy)
@@ -289,12 +315,19 @@ class _VmJob:
         self._beat()
 
     def _succeeded(self, outcome: Outcome, took_s: float) -> None:
+        self._seed_due = outcome.result in {Result.SEED_DUE, Result.SEEDING}
         if self._failures:
             failing = format_duration(self._clock.monotonic_s() - self._failing_since_s)
             _LOGGER.info("vm=%s works again after %d failures in %s", self.vm.name, self._failures, failing)
         self._failures, self._said = 0, None
         level = logging.DEBUG if outcome.result is Result.UNCHANGED else logging.INFO
         _LOGGER.log(level, "%s", outcome_line(outcome, took_s))
+
+    def changes_workers(self) -> bool:
+        """Whether from now on other workers have to run it than until now: those in `seeding`."""
+        changes = self.seeding != self._seed_due
+        self.seeding = self._seed_due
+        return changes
 
     def _failed(self, err: Exception, *, retry: bool) -> None:
         now_s = self._clock.monotonic_s()
@@ -332,6 +365,10 @@ def backoff_s(failures: int) -> float:
 def outcome_line(outcome: Outcome, took_s: float) -> str:
     """What the log says of a cycle that went well."""
     took = f"took={took_s:.2f}s"
+    if outcome.result is Result.SEEDING:
+        return f"vm={outcome.vm} seed stopped, to be gone on with {took}"
+    if outcome.result is Result.SEED_DUE:
+        return f"vm={outcome.vm} has to be seeded: its disks are read live"
     point = point_of(outcome.segment, None) if outcome.segment is not None else None
     if point is None or outcome.result is Result.UNCHANGED:
         return f"vm={outcome.vm} unchanged point={point.number if point else '-'} {took}"

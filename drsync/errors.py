@@ -358,6 +358,25 @@ class CaptureTimeout(SourceError):
     remedy_template = "drsync capture {vm}   (is the spool's disk too slow? raise capture_timeout)"
 
 
+class LiveUnavailable(SourceError):
+    """The disks can't be read live, which a capture needs that does not fit the spool."""
+
+    code = 58
+    retryable = True
+    template = "VM {vm}: its disks can't be read live: {problem}"
+    remedy_template = (
+        "drsync capture {vm}   (if the NBD server of QEMU is in use, end that; or give the spool more room)"
+    )
+
+
+class LibraryMissing(SourceError):
+    """A library is not installed that this needs."""
+
+    code = 59
+    template = "VM {vm}: {what} needs {library}, which can't be loaded: {problem}"
+    remedy_template = "apt install {package}   (and make drsync's virtual environment with --system-site-packages)"
+
+
 class SpoolError(DrsyncError):
     """The local directory in between."""
 

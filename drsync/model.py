@@ -104,3 +104,18 @@ class NoProgress:
 
     def advance(self, done_bytes: int) -> None:
         pass
+
+
+class Pace(Protocol):
+    """How fast bytes may pass; called from several threads."""
+
+    def take(self, size_bytes: int) -> None:
+        """Return when `size_bytes` more may pass."""
+        ...
+
+
+class NoPace:
+    """A Pace without a limit."""
+
+    def take(self, size_bytes: int) -> None:
+        pass

@@ -5,7 +5,7 @@ concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -31,12 +31,15 @@ from drsync.errors import (
 from drsync.format.keys import RecoveryKey, RootKey
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
+from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
+from drsync.pace import TokenBucket
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
+from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
 from drsync.spool import Spool
 from drsync.store import ObjectStore
@@ -82,9 +85,11 @@ class RestorePlan:
 class Session:
     """One configuration, open for work."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, *, upload: TokenBucket | None = None) -> None:
+        """`upload` holds what is sent to `[limits] upload`; given where several sessions share it."""
         self.config = config
         self.clock = clock
+        self._upload = upload or TokenBucket(config.limits.upload, clock)
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -92,7 +97,7 @@ class Session:
         from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
 
         settings = self.config.repository
-        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region)
+        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region, pace=self._upload)
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -166,7 +171,13 @@ class Session:
         from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
 
         return QmpSource(
-            QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
+            QmpOptions(
+                vm=vm.name,
+                socket=vm.source.socket,
+                repository_tag=self.repository.tag,
+                disks=vm.source.disks,
+                live_directory=self.spool.vm(vm.name).live_directory,
+            )
         )
 
     def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
@@ -177,14 +188,52 @@ class Session:
         with self.spool.vm(vm.name).locked(), self.open_source(vm) as source:
             return source.survey(base_of(newest_point(log, head)), tidy=False)
 
-    def capture(self, vm_name: str, progress: Progress, *, full: bool = False, take_over: bool = False) -> Outcome:
-        """One capture cycle of a configured VM.
+    def streams(self, vm: VmSettings, disks: Sequence[DiskSurvey]) -> bool:
+        """Whether a capture of these disks would be read live, not copied into the spool.
+
+        Raises:
+            SpoolFull: it would, and the spool has no room to end that.
+            LibraryMissing: it would, and what that needs is not installed.
+        """
+        spool = self.spool.vm(vm.name)
+        if not is_to_be_streamed(disks, spool, self._seed_options()):
+            return False
+        from drsync.source.nbd import load  # noqa: PLC0415 - only live reading needs it
+
+        spool.check_room(0)
+        load(vm.name)
+        return True
+
+    def _seed_options(self, stop: Callable[[], bool] = lambda: False) -> SeedOptions:
+        return SeedOptions(
+            stream_above_bytes=self.config.spool.stream_above_bytes,
+            read_pace=TokenBucket(self.config.limits.seed_read, self.clock),
+            stop=stop,
+        )
+
+    def capture(
+        self,
+        vm_name: str,
+        progress: Progress,
+        *,
+        full: bool = False,
+        take_over: bool = False,
+        may_seed: bool = True,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """One capture cycle of a configured VM. `stop` ends a seed, which the next cycle goes on with.
 
         Raises:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
         vm = self.config.vm(vm_name)
-        options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
+        options = CaptureOptions(
+            full=full,
+            take_over=take_over,
+            timeout_s=vm.capture_timeout_s,
+            may_seed=may_seed,
+            seed=self._seed_options(stop),
+        )
         return run_cycle(
             self.log(vm.name),
             self.spool.vm(vm.name),
@@ -226,14 +275,20 @@ class Session:
         checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
         lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None
         rpo_s = settings.rpo_s if settings else None
+        journal = Journal.load(spool.journal_path)
+        over = point.capture if point else None
+        seed = seed_progress(journal) if journal is not None and journal.begin.over == over else None
         return VmStatus(
             vm=vm,
-            state=catalog.state_of(lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by)),
+            state=catalog.state_of(
+                lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by), seeding=seed is not None
+            ),
             point=point.number if point else None,
             time=point.time if point else None,
             lag_s=lag,
             rpo_s=rpo_s,
             spool_bytes=spool.used_bytes() if spool.path.exists() else 0,
+            seed=seed,
             error=error,
             error_time=error_time,
         )

@@ -3,6 +3,8 @@
     <spool>/spool.json                      the id of this spool: who writes the logs
     <spool>/<vm>/lock                       held while a process captures this VM
     <spool>/<vm>/state.json                 what this host knows of the VM's log
+    <spool>/<vm>/seed.journal               what was sent of a VM that is being seeded (journal.py)
+    <spool>/<vm>/.live/                     the socket through which its disks are read meanwhile
     <spool>/<vm>/<capture id>/capture.json  what the capture is, once it is complete
     <spool>/<vm>/<capture id>/<disk>.qcow2  its layers
 
@@ -86,6 +88,8 @@ class SpooledCapture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether a full is sent whole (first point, or asked for), not compared with the point before."""
     disks: list[SpooledDisk]
     definition: dict[str, object]
+    seed: CaptureId | None = None
+    """The round of a seed that this capture closes: its layers hold what changed since that round began."""
 
 
 class VmState(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,8 +203,7 @@ class VmSpool:
         Raises:
             SpoolFull: there is not enough room.
         """
-        needed = copy_bytes + copy_bytes // 1024 + 1024 * 1024  # tables and headers of the layers
-        free = self._spool.free_bytes()
+        needed, free = _needed_bytes(copy_bytes), self._spool.free_bytes()
         if needed > free:
             raise SpoolFull(
                 vm=self.vm,
@@ -209,6 +212,25 @@ class VmSpool:
                 free=format_size(max(0, free)),
                 reserve=format_size(self._spool.reserve_bytes),
             )
+
+    def has_room(self, copy_bytes: int) -> bool:
+        """Whether `check_room` would find the room."""
+        return _needed_bytes(copy_bytes) <= self._spool.free_bytes()
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal of a seed is."""
+        return self.path / "seed.journal"
+
+    @property
+    def live_directory(self) -> Path:
+        """Where the socket goes through which disks are read live."""
+        return self.path / ".live"
+
+    def remove_journal(self) -> None:
+        """A seed is done, or given up."""
+        with _translated(self.path):
+            self.journal_path.unlink(missing_ok=True)
 
     @property
     def keep_free_bytes(self) -> int:
@@ -273,6 +295,10 @@ class VmSpool:
                 with suppress(FileNotFoundError):
                     used += Path(directory, name).lstat().st_blocks * 512
         return used
+
+
+def _needed_bytes(copy_bytes: int) -> int:
+    return copy_bytes + copy_bytes // 1024 + 1024 * 1024  # tables and headers of the layers
 
 
 def boot_id() -> str:

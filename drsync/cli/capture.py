@@ -26,7 +26,8 @@ def command(app: App, vm: str, *, full: bool, take_over: bool) -> None:
     """Capture VM now: take a point, ship it, commit it.
 
     What an earlier capture left waiting in the spool is shipped first. When
-    nothing has changed since the newest point, no new one is made.
+    nothing has changed since the newest point, no new one is made. A full that is
+    too large for the spool is read live; stopped in the middle, the next capture goes on.
     """
     session = app.session()
     started_s = app.clock.monotonic_s()
@@ -40,7 +41,9 @@ def command(app: App, vm: str, *, full: bool, take_over: bool) -> None:
     if shipped := _point(outcome.shipped_before):
         render.line(f"{_line(shipped)} (had waited in the spool)")
     point = _point(outcome.segment)
-    if outcome.result is Result.UNCHANGED:
+    if outcome.result is Result.SEEDING:
+        render.line(f"{vm}: the seed was stopped; the next capture goes on with it")
+    elif outcome.result is Result.UNCHANGED:
         render.line(f"{vm}: nothing changed since point {point.number if point else '?'}")
     elif point:
         render.line(f"{_line(point)}, in {format_duration(took_s)}")

@@ -101,10 +101,10 @@ def _vm(session: Session, vm: VmSettings) -> Check:
     name = f"vm {vm.name}"
     try:
         disks = session.survey(vm)
-        session.spool.vm(vm.name).check_room(sum(disk.copy_bytes for disk in disks))
+        streams = session.streams(vm, disks)
     except DrsyncError as err:
         return Check(name=name, error=err)
-    return Check(name=name, details=[_disk_line(disk) for disk in disks], disks=disks)
+    return Check(name=name, details=[_disk_line(disk, streams=streams) for disk in disks], disks=disks)
 
 
 def _not_looked_at(vm: VmSettings) -> Check:
@@ -112,10 +112,10 @@ def _not_looked_at(vm: VmSettings) -> Check:
     return Check(name=f"vm {vm.name}", looked=False, details=["not looked at until the repository can be used"])
 
 
-def _disk_line(disk: DiskSurvey) -> str:
+def _disk_line(disk: DiskSurvey, *, streams: bool) -> str:
     reason = f" ({disk.reason})" if disk.reason else ""
     what = f"up to {format_size(disk.copy_bytes)} of {format_size(disk.size_bytes)}, {disk.kind}{reason}"
-    return f"{disk.name}: would capture {what}"
+    return f"{disk.name}: would {'read live' if streams else 'capture'} {what}"
 
 
 def _print(found: Check) -> None:

@@ -13,6 +13,7 @@ from drsync.config import Config
 from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
+from drsync.pace import TokenBucket
 from drsync.repository import open_repository
 from drsync.session import Session
 from drsync.systemd import Notifier
@@ -34,10 +35,11 @@ def command(app: App) -> None:
     app.set_up_logging(least=1)
     config = app.config()
     _reach(config, app)
+    upload = TokenBucket(config.limits.upload, app.clock)
     daemon = Daemon(
         config,
         load=app.config,
-        open_captures=lambda config: _open(config, app),
+        open_captures=lambda config: _open(config, app, upload),
         clock=app.clock,
         notifier=Notifier.from_environment(),
     )
@@ -72,9 +74,10 @@ def _reach(config: Config, app: App) -> None:
         _LOGGER.warning("%s; goes on and tries again", err)
 
 
-def _open(config: Config, app: App) -> Session:
-    """A session, if what is on this host can be used."""
+def _open(config: Config, app: App, upload: TokenBucket) -> Session:
+    """A session, if what is on this host can be used; it shares the line with those before it."""
     read_key_file(config.repository.key_file)
-    session = Session(config, app.clock)
+    session = Session(config, app.clock, upload=upload)
     session.spool.writer_id()
+    upload.set_rate(config.limits.upload)
     return session

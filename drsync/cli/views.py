@@ -8,6 +8,7 @@ from drsync.errors import DrsyncError
 
 if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.catalog import Point, VmStatus
+    from drsync.journal import SeedProgress
     from drsync.session import RestorePlan, RestoreRequest
     from drsync.source import DiskSurvey
     from drsync.verify import VmReport
@@ -68,8 +69,19 @@ def status(value: "VmStatus") -> Document:
         "lag_seconds": None if value.lag_s is None else round(value.lag_s, 3),
         "rpo_seconds": value.rpo_s,
         "spool_bytes": value.spool_bytes,
+        "seed": None if value.seed is None else _seed(value.seed),
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
+    }
+
+
+def _seed(value: "SeedProgress") -> Document:
+    return {
+        "begun": instant(datetime.fromisoformat(value.begun_at)),
+        "round": value.round_number,
+        "read_bytes": value.read_bytes,
+        "total_bytes": value.total_bytes,
+        "stored_bytes": value.stored_bytes,
     }
 
 

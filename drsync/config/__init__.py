@@ -14,6 +14,7 @@ from drsync.config.reading import load_config, parse_config
 from drsync.config.settings import (
     Config,
     DaemonSettings,
+    LimitsSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_PATH",
     "Config",
     "DaemonSettings",
+    "LimitsSettings",
     "QmpSource",
     "RepositorySettings",
     "SpoolSettings",

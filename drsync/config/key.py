@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from drsync.model import is_name
+from drsync.pace import UNLIMITED, Rate
 from drsync.units import parse_duration, parse_size
 
 Parser = Callable[[object], object]
@@ -58,6 +59,11 @@ def read_size(value: object) -> int:
     if not isinstance(value, str):
         raise ValueError(f'{shown(value)} is not a size; write it in quotes with its unit, for example "64MiB"')  # noqa: TRY004  one kind of error for every bad value
     return parse_size(value)
+
+
+def read_rate(value: object) -> Rate:
+    """Bytes a second: a size, or "unlimited"."""
+    return UNLIMITED if value == "unlimited" else Rate(bytes_per_s=read_size(value))
 
 
 def read_duration(value: object) -> float:

@@ -14,6 +14,7 @@ from drsync.config.settings import (
     TABLES,
     Config,
     DaemonSettings,
+    LimitsSettings,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
@@ -93,12 +94,13 @@ class _Reading:
         self.problems += [f"unknown table or key {shown(name)}; {_nearest(name, TABLES)}" for name in unknown]
         repository = self._table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self._table("[spool]", SpoolSettings, document.get("spool", {}))
+        limits = self._table("[limits]", LimitsSettings, document.get("limits", {}))
         daemon = self._table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
-        if repository is None or spool is None or daemon is None:
+        if repository is None or spool is None or limits is None or daemon is None:
             return None
         self._check_s3_only(repository)
-        return Config(path=self._path, repository=repository, spool=spool, vms=vms, daemon=daemon)
+        return Config(path=self._path, repository=repository, spool=spool, limits=limits, vms=vms, daemon=daemon)
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):

@@ -18,12 +18,14 @@ from drsync.config.key import (
     read_name,
     read_parallel,
     read_path,
+    read_rate,
     read_repository_url,
     read_size,
     read_text,
     shown,
 )
 from drsync.errors import UnknownVm
+from drsync.pace import Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,42 @@ class SpoolSettings:
             default="2GiB",
             meaning="Free space that a capture must leave on the spool's file system; else it is refused.",
             why="Room for what the guest writes anew while a capture runs, and for the file system's other users.",
+        ),
+    ]
+    stream_above_bytes: Annotated[
+        int,
+        Key(
+            name="stream_above",
+            parse=read_size,
+            default="4GiB",
+            meaning="A full or resync of more than this is read live and sent at once, not copied to the spool.",
+            why="Copying so much takes a minute in which the guest's writes may wait; more would take longer.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsSettings:
+    """`[limits]`: how much of the line and of the disks drsync may take."""
+
+    upload: Annotated[
+        Rate,
+        Key(
+            name="upload",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that one drsync process sends to the repository, all VMs together.",
+            why="Nobody else knows what the line has to carry beside.",
+        ),
+    ]
+    seed_read: Annotated[
+        Rate,
+        Key(
+            name="seed_read",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that are read of a VM's disks while it is seeded.",
+            why="Reading waits for the line, which is mostly slower than the disks.",
         ),
     ]
 
@@ -191,6 +229,16 @@ class DaemonSettings:
             why="One reads while another waits for the line; more would make every capture longer.",
         ),
     ]
+    seeds: Annotated[
+        int,
+        Key(
+            name="seeds",
+            parse=read_parallel,
+            default=1,
+            meaning="How many VMs are seeded (read live, see `stream_above`) at a time, beside `parallel`, 1 to 64.",
+            why="A seed takes as long as the line needs for it: two at a time end no sooner.",
+        ),
+    ]
     host: Annotated[
         str,
         Key(
@@ -219,6 +267,7 @@ class Config:
     path: Path
     repository: RepositorySettings
     spool: SpoolSettings
+    limits: LimitsSettings
     vms: Sequence[VmSettings]
     daemon: DaemonSettings
 
@@ -237,6 +286,7 @@ class Config:
 TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
+    "limits": LimitsSettings,
     "vm": VmSettings,
     "daemon": DaemonSettings,
 }

@@ -21,18 +21,32 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
 - C3  after a failed or abandoned capture the next survey gives the same answer
       as before it, plus what was written since.
 - C4  a base that is not exactly the bitmap's capture never makes an increment.
-- C5  a survey leaves nothing of dead captures behind in QEMU: jobs, nodes, bitmaps.
-- C6  a bitmap, node or job that is not drsync's own (of this repository) is never touched.
+- C5  a survey leaves nothing of dead captures behind in QEMU: jobs, nodes, bitmaps, and what live reading needs.
+- C6  a bitmap, node, job or NBD server that is not drsync's own (of this repository) is never touched.
+
+**Live reading**, for a seed (docs/decisions/0004-seed.md), takes no instant: bitmaps
+begin to record (`begin_recording`), then each block is read as it is at that
+moment (`open_live`). Whatever is written since is in those bitmaps; so a capture
+relative to them, laid over what was read, is of one instant.
+
+- C7  a block that was not written since `begin_recording` is read as it is; any other is in the bitmaps of then.
+- C8  a live view of an increment tells of every block written since its base, zeros included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
-from drsync.model import CaptureId, Consistency, Kind, Progress
+import numpy as np
+import numpy.typing as npt
+
+from drsync.model import CaptureId, Consistency, Kind, Pace, Progress
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +92,68 @@ class CaptureResult:
     """What is known of the VM beside its disks, as JSON-able values (machine, memory, versions, block nodes)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """What a live view says of neighbouring blocks of a disk; one array element a block."""
+
+    holds: Flags
+    """It belongs to the view, and has to be read."""
+    zeros: Flags
+    """It belongs to the view, and reads as zeros for sure."""
+
+
+class LiveReader(Protocol):
+    """Reads one disk as it is now. For one thread."""
+
+    def presence(self, first_block: int, count: int) -> Presence:
+        """What is to be read of blocks `first_block` on.
+
+        Raises:
+            SourceLost: QEMU went away.
+            CaptureFailed: QEMU can't tell.
+        """
+        ...
+
+    def read(self, blocks: Numbers) -> Iterator[tuple[Numbers, memoryview]]:
+        """The bytes of `blocks`, which are in order: some blocks and a buffer with 64 KiB for each, again and again.
+
+        A last block that is shorter is filled up with zeros. A buffer is good until the next one is asked for.
+
+        Raises:
+            SourceLost: QEMU went away.
+            CaptureFailed: the disk can't be read.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class LiveView(Protocol):
+    """The disks of a VM, open for live reading. `reader` may be called from several threads."""
+
+    def reader(self, disk: str) -> LiveReader:
+        """A reader of a disk, for the calling thread to use and close.
+
+        Raises:
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def close(self) -> None:
+        """Take away what the view needs in QEMU. Call it from the source's thread; safe to call twice."""
+        ...
+
+
 class Source(Protocol):
     """An open session with one VM. Not thread-safe: one thread uses it. A context manager that closes it."""
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
         """What a capture relative to `base` would do, one entry a disk, in the order of the disks' names.
 
-        First removes what earlier captures left behind: jobs, layer nodes, and
-        every bitmap of ours that is not `base.capture`'s. `full` asks for a full
+        First removes what earlier captures left behind: jobs, layer nodes, what live reading needs,
+        and every bitmap of ours that is neither `base.capture`'s nor of one in `keep`. `full` asks for a full
         of every disk, whatever the bitmaps say. Without `tidy` nothing is removed: for looking only.
 
         Raises:
@@ -120,6 +188,31 @@ class Source(Protocol):
             CaptureTimeout: cancelled; the new bitmaps are removed again.
             SourceLost: QEMU went away; the next survey finds out what is left.
         """
+        ...
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        """Start the bitmaps of `capture` on all `disks`, which `survey` returned just before; nothing is copied.
+
+        Raises:
+            CaptureFailed: QEMU refused; no bitmap of `capture` is there.
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        """A view for reading `disks` live: what changed since `base` of an increment, and all of any other.
+
+        Reading keeps to `pace`. While the view is open, the guest's disks can't be resized.
+
+        Raises:
+            LiveUnavailable, LibraryMissing: these disks can't be read live; nothing was changed.
+            CaptureFailed: QEMU refused something else.
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def incarnation(self) -> str:
+        """Names the process that runs the VM: another one after every start, and on every boot of the host."""
         ...
 
     def release(self, keep: CaptureId) -> None:

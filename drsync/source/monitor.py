@@ -144,6 +144,10 @@ class Monitor:
         self._bell.rung.clear()
         return rung
 
+    def pause(self, seconds: float) -> None:
+        """Wait a little; the session goes on meanwhile."""
+        self._run(lambda: asyncio.sleep(seconds))
+
     def close(self) -> None:
         """End the session; QEMU runs on. Safe to call twice."""
         if self._closed:

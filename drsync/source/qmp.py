@@ -19,7 +19,7 @@ that is why the caller checks the room before and lets `capture` watch it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +28,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
-from drsync.model import CaptureId, Clock, Consistency, Kind, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey
-from drsync.source.backup import DiskCopy, make_layer
-from drsync.source.bitmap import Owner, decide
+from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
+from drsync.source import Base, CaptureResult, DiskSurvey, LiveView
+from drsync.source.backup import DiskCopy, incarnation_of, make_layer
+from drsync.source.bitmap import Owner, begin_bitmap, decide
 from drsync.source.definition import describe
 from drsync.source.jobs import JobFailed, Jobs
+from drsync.source.live import Exports
 from drsync.source.monitor import CommandRefused, Monitor
 from drsync.source.nodes import BlockGraph, Device, Export, Node, choose_disks
 from drsync.source.watch import Watch
@@ -58,6 +59,8 @@ class QmpOptions:
     """First 8 hex digits of the repository's id: bitmaps of other repositories are not ours."""
     disks: Mapping[str, str] | None = None
     """Disk name → block node; None = all writable disks (see source/nodes.py)."""
+    live_directory: Path | None = None
+    """Where the socket for live reading goes; made when it is needed. None: disks are never read live."""
     connect_timeout_s: float = 10.0
     """QEMU greets at once, unless another client is connected."""
 
@@ -76,8 +79,12 @@ class QmpSource:
         self._owner = Owner(repository=options.repository_tag, vm=options.vm)
         self._monitor = Monitor.connect(options.vm, options.socket, timeout_s=options.connect_timeout_s)
         self._jobs = Jobs(self._monitor, self._clock)
+        self._live = Exports(self._monitor, self._owner, options.live_directory, self._clock)
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        kept = {*keep, *([base.capture] if base is not None else [])}
         with self._translated():
             self._refuse_while_migrating()
             if tidy:
@@ -85,7 +92,7 @@ class QmpSource:
             graph = self._graph()
             disks = self._disks(graph)
             if tidy:
-                self._remove_bitmaps(graph, lambda made_by: base is None or made_by != base.capture)
+                self._remove_bitmaps(graph, lambda made_by: made_by not in kept)
         return [self._survey_disk(name, node, graph, base, full=full) for name, node in disks.items()]
 
     def capture(
@@ -106,6 +113,24 @@ class QmpSource:
                 return self._capture(capture, self._plan(capture, base, disks, layers), watch, deadline_s)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        with self._translated():
+            self._refuse_while_migrating()
+            nodes = self._as_surveyed(disks)
+            actions = [
+                begin_bitmap(nodes[disk.name].node_name, self._owner.bitmap(capture, disk.name), disk.persistent)
+                for disk in disks
+            ]
+            self._monitor.execute("transaction", {"actions": actions})
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        with self._translated():
+            self._refuse_while_migrating()
+            return self._live.open(base, disks, self._as_surveyed(disks), pace)
+
+    def incarnation(self) -> str:
+        return incarnation_of(self._monitor.peer)
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -175,11 +200,9 @@ class QmpSource:
     def _plan(
         self, capture: CaptureId, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path]
     ) -> list[DiskCopy]:
-        nodes = self._disks(self._graph())
+        nodes = self._as_surveyed(disks)
         copies = []
         for index, disk in enumerate(disks):
-            if disk.name not in nodes or nodes[disk.name].image.virtual_size != disk.size_bytes:
-                raise self._failed("query-named-block-nodes", f"disk {disk.name} is not as it was surveyed")
             copy = DiskCopy(
                 disk=disk,
                 node=nodes[disk.name],
@@ -191,6 +214,14 @@ class QmpSource:
             )
             copies.append(copy)
         return copies
+
+    def _as_surveyed(self, disks: Sequence[DiskSurvey]) -> dict[str, Node]:
+        """The nodes of `disks`, which must be there and of the size that the survey told."""
+        nodes = self._disks(self._graph())
+        for disk in disks:
+            if disk.name not in nodes or nodes[disk.name].image.virtual_size != disk.size_bytes:
+                raise self._failed("query-named-block-nodes", f"disk {disk.name} is not as it was surveyed")
+        return nodes
 
     def _capture(
         self, capture: CaptureId, copies: Sequence[DiskCopy], watch: Watch, deadline_s: float
@@ -243,14 +274,15 @@ class QmpSource:
             path.unlink(missing_ok=True)
 
     def _clear_jobs_and_nodes(self) -> None:
-        """End our jobs, then delete our layer nodes, which closes their files."""
+        """End our jobs, then delete our layer nodes, which closes their files; and what live reading left."""
         try:
             self._jobs.end(self._owner.owns_job, timeout_s=_CANCEL_TIMEOUT_S)
+            self._live.clear()
             for node in self._monitor.query("query-named-block-nodes", list[Node], {"flat": True}):
                 if self._owner.owns_node(node.node_name):
                     self._monitor.execute("blockdev-del", {"node-name": node.node_name})
         except TimeoutError as err:
-            raise self._failed("job-cancel", f"a job did not end in {_CANCEL_TIMEOUT_S:g} s") from err
+            raise self._failed("job-cancel", f"a job or export did not end in {_CANCEL_TIMEOUT_S:g} s") from err
 
     def _remove_bitmaps(self, graph: BlockGraph, unwanted: Callable[[CaptureId], bool]) -> None:
         """Remove our bitmaps of `unwanted` captures from all nodes.

@@ -111,7 +111,7 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "socket = 'x'", '[repository]: unknown key "socket"; it belongs to [[vm]]'),
         (REPOSITORY + "parallel = 2", '[repository]: unknown key "parallel"; it belongs to [daemon]'),
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
-        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, repository, spool, vm'),
+        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, limits, repository, spool, vm'),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
         (REPOSITORY + VM + "sokcet = 'a'", '[[vm]] "web": unknown key "sokcet"; did you mean socket?'),

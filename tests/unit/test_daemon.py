@@ -58,6 +58,8 @@ class ScriptedCaptures:
 
     def __init__(self, script: Mapping[str, Callable[[], None]] | None = None) -> None:
         self.script = dict(script or {})
+        self.seeds: dict[str, Callable[[Callable[[], bool]], Result]] = {}
+        """VMs that have to be seeded, and how that goes."""
         self.counts: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {}
         self.running = 0
@@ -65,7 +67,13 @@ class ScriptedCaptures:
         self.beats = 0
         self._lock = threading.Lock()
 
-    def capture(self, vm: str, _progress: Progress, /) -> Outcome:
+    def capture(
+        self, vm: str, _progress: Progress, /, *, may_seed: bool = False, stop: Callable[[], bool] = bool
+    ) -> Outcome:
+        if vm in self.seeds and not may_seed:
+            return outcome_of(vm, Result.SEED_DUE)
+        if vm in self.seeds:
+            return outcome_of(vm, self.seeds[vm](stop))
         with self._lock:
             self.counts[vm] += 1
             self.times.setdefault(vm, []).append(time.monotonic())
@@ -83,8 +91,12 @@ class ScriptedCaptures:
             self.beats += 1
 
 
+def outcome_of(vm: str, result: Result) -> Outcome:
+    return Outcome(vm=vm, result=result, segment=None, shipped_before=None, checked_at=datetime.now(UTC))
+
+
 def unchanged(vm: str) -> Outcome:
-    return Outcome(vm=vm, result=Result.UNCHANGED, segment=None, shipped_before=None, checked_at=datetime.now(UTC))
+    return outcome_of(vm, Result.UNCHANGED)
 
 
 class RecordingNotifier(Notifier):
@@ -484,3 +496,67 @@ def test_a_host_without_vms_still_runs_and_stops() -> None:
 def test_vm_settings_of_a_test_are_those_of_a_file() -> None:
     (vm,) = config_of("web").vms
     assert isinstance(vm, VmSettings)
+
+
+# ---- seeds -------------------------------------------------------------------------------------
+
+
+class Seeding:
+    """A seed that goes on until it is told to stop, or to end."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.ends = False
+
+    def __call__(self, stop: Callable[[], bool]) -> Result:
+        self.begun += 1
+        while not self.ends:
+            if stop():
+                return Result.SEEDING
+            time.sleep(0.005)
+        return Result.COMMITTED
+
+
+def test_a_seed_holds_up_no_other_vm(caplog: pytest.LogCaptureFixture) -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with caplog.at_level(logging.INFO), running(config_of("big", "web", parallel=1), captures):
+        wait_until(lambda: seed.begun == 1)
+        before = captures.counts["web"]
+        wait_until(lambda: captures.counts["web"] >= before + 5)
+        assert seed.begun == 1
+        captures.seeds = {}
+        seed.ends = True
+        wait_until(lambda: captures.counts["big"] >= 3)  # its increments are captures like any other
+    assert "vm=big has to be seeded: its disks are read live" in caplog.text
+
+
+def test_seeds_wait_for_each_other() -> None:
+    captures, first, second = ScriptedCaptures(), Seeding(), Seeding()
+    captures.seeds = {"big": first, "bigger": second}
+    with running(config_of("big", "bigger", "web"), captures):
+        wait_until(lambda: first.begun + second.begun == 1)
+        before = captures.counts["web"]
+        wait_until(lambda: captures.counts["web"] >= before + 5)
+        assert first.begun + second.begun == 1
+        first.ends = second.ends = True
+        wait_until(lambda: first.begun >= 1 and second.begun >= 1)
+
+
+def test_a_seed_stops_at_once_when_the_daemon_is_asked_to_stop() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with running(config_of("big", stop_timeout_s=DEADLINE_S), captures) as work:
+        wait_until(lambda: seed.begun == 1)
+        began_s = time.monotonic()
+        assert work.stop()
+        assert time.monotonic() - began_s < DEADLINE_S / 2
+
+
+def test_a_seed_is_handed_over_when_the_configuration_is_read_again() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with running(config_of("big"), captures) as work:
+        wait_until(lambda: seed.begun == 1)
+        work.daemon.ask(Request.RELOAD)
+        wait_until(lambda: seed.begun == 2)
