@@ -113,9 +113,16 @@ class Pace(Protocol):
         """Return when `size_bytes` more may pass."""
         ...
 
+    def take_now(self, size_bytes: int) -> bool:
+        """Whether `size_bytes` more may pass at once; if not, nothing was taken."""
+        ...
+
 
 class NoPace:
     """A Pace without a limit."""
 
     def take(self, size_bytes: int) -> None:
         pass
+
+    def take_now(self, size_bytes: int) -> bool:
+        return True

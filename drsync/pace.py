@@ -75,6 +75,9 @@ class TokenBucket:
                 self._sleep(min(wait_s, _LONGEST_SLEEP_S))
             left -= part
 
+    def take_now(self, size_bytes: int) -> bool:
+        return self._try(size_bytes) == 0.0
+
     def _try(self, size_bytes: int) -> float:
         """Pay for `size_bytes`, or say how long it takes until that can be done."""
         with self._lock:

@@ -311,6 +311,7 @@ class _Packing:
         rows = self._rows.rows()
         record: PackRecord | None = None
         if len(rows.blocks) or len(rows.zero_first):
+            self._reader.settle()  # the line may take its time
             entry = store_pack(
                 self._streaming.objects,
                 self._frames.header,

@@ -65,7 +65,8 @@ class Mined:
                 result = found(*args, **options)
                 return iter(list(result)) if isinstance(result, Iterator) else result
 
-            return self._bomb.around(f"{type(self._inner).__name__}.{name}", call)
+            result = self._bomb.around(f"{type(self._inner).__name__}.{name}", call)
+            return Mined(result, self._bomb) if name == "open_live" else result
 
         return step
 

@@ -118,10 +118,19 @@ class LiveReader(Protocol):
         """The bytes of `blocks`, which are in order: some blocks and a buffer with 64 KiB for each, again and again.
 
         A last block that is shorter is filled up with zeros. A buffer is good until the next one is asked for.
+        Some of what comes next is on its way meanwhile: before anything that takes long, call `settle`.
 
         Raises:
             SourceLost: QEMU went away.
             CaptureFailed: the disk can't be read.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait for what is on its way. Until it has arrived, whatever drains QEMU's block layer has to wait for it.
+
+        Raises:
+            SourceLost, CaptureFailed: as `read`.
         """
         ...
 

@@ -357,6 +357,9 @@ class MemoryReader:
                 held = b"".join(self._block(n).ljust(BLOCK_SIZE, b"\0") for n in piece.tolist())
             yield piece, memoryview(bytearray(held))
 
+    def settle(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -3,6 +3,10 @@
     presence   base:allocation ∧ qemu:dirty-bitmap ─▶ which blocks to read, which are zeros
     read       blocks ─▶ pieces of 1 MiB, four of them on their way at a time, each in a buffer that is used again
 
+No request is left on its way while this side does something that takes long (waits for
+the pace, or for the line): QEMU drains its block layer for snapshots, resets and jobs, and
+that waits until its NBD clients have taken their replies, the guest with it.
+
 Only what the server says is ZERO is not read; a HOLE alone guarantees nothing (NBD
 protocol, "base:allocation"). A server may split extents anywhere, answer for less
 than was asked, and for each context a different length.
@@ -142,17 +146,32 @@ class NbdReader:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             first, last = int(blocks[start]), int(blocks[end - 1])
             length = (last - first) * BLOCK_SIZE + block_length(last, self._size_bytes)
-            self._pace.take(length)
+            if not self._pace.take_now(length):
+                self._collect(cookies)
+                self.settle()
+                self._pace.take(length)
             part = buffer[start * BLOCK_SIZE : start * BLOCK_SIZE + length]
             cookies.append(self._handle.aio_pread(self._nbd.Buffer.from_buffer(part), first * BLOCK_SIZE))
             if length % BLOCK_SIZE:
                 buffer[start * BLOCK_SIZE + length : end * BLOCK_SIZE] = bytes(-length % BLOCK_SIZE)
         return _Piece(blocks, buffer, cookies)
 
+    def settle(self) -> None:
+        try:
+            for piece in self._pending:
+                self._collect(piece.cookies)
+        except self._nbd.Error as err:
+            raise self._error("reading", err) from err
+
     def _finish(self, piece: "_Piece") -> tuple[Numbers, memoryview]:
-        for cookie in piece.cookies:
-            self._wait(cookie)
+        self._collect(piece.cookies)
         return piece.blocks, piece.buffer
+
+    def _collect(self, cookies: list[int]) -> None:
+        """Wait until all of these requests are done, and forget them."""
+        while cookies:
+            self._wait(cookies[-1])
+            cookies.pop()
 
     def _wait(self, cookie: int) -> None:
         deadline_s = time.monotonic() + TIMEOUT_S
@@ -192,7 +211,7 @@ class _Piece:
 
     __slots__ = ("blocks", "buffer", "cookies")
 
-    def __init__(self, blocks: Numbers, buffer: memoryview, cookies: Sequence[int]) -> None:
+    def __init__(self, blocks: Numbers, buffer: memoryview, cookies: list[int]) -> None:
         self.blocks = blocks
         self.buffer = buffer
         self.cookies = cookies
