@@ -364,9 +364,7 @@ class LiveUnavailable(SourceError):
     code = 58
     retryable = True
     template = "VM {vm}: its disks can't be read live: {problem}"
-    remedy_template = (
-        "drsync capture {vm}   (if the NBD server of QEMU is in use, end that; or give the spool more room)"
-    )
+    remedy_template = "drsync capture {vm}   (when that is no more so, or with more room in the spool: [spool] path)"
 
 
 class LibraryMissing(SourceError):

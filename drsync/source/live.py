@@ -10,6 +10,11 @@ A QEMU process has one NBD server. One that is there belongs to somebody else: i
 is left alone, and the disks can't be read live then. One that listens at our
 socket is ours, even if the drsync that started it is dead; but if others export
 through it too, it stays for them.
+
+Before 9.0, QEMU's NBD server works in the iothread of the disk, and asserts, when a
+client leaves, that it is in the main thread: the VM is gone (seen with 7.2.22;
+"nbd/server: only traverse NBDExport->clients from main loop thread" is the fix). A
+client leaves by dying, too, so nothing that drsync could do makes that safe.
 """
 
 import logging
@@ -37,6 +42,8 @@ log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero."""
+SAFE_VERSION: Final = 9
+"""From this QEMU on, an NBD client may leave a disk that an iothread serves."""
 _SOCKET: Final = "nbd"
 _END_TIMEOUT_S: Final = 60.0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
@@ -46,6 +53,25 @@ class _Export(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A block export (BlockExportInfo)."""
 
     id: str
+    type: str
+
+
+class _Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    major: int
+    minor: int
+    micro: int
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    """Of QEMU (VersionInfo)."""
+
+    qemu: _Numbers
+
+
+class _Property(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in a place of QEMU's object tree (ObjectPropertyInfo)."""
+
+    name: str
     type: str
 
 
@@ -87,6 +113,7 @@ class Exports:
             CommandRefused, SourceLost: as Monitor.execute; what is left, `clear` and a survey take away.
         """
         load(self._owner.vm)
+        self._refuse_iothreads()
         path = self._make_place()
         still = new_capture_id()
         live = [self._disk(n, disk, nodes[disk.name], base, still) for n, disk in enumerate(disks)]
@@ -100,6 +127,19 @@ class Exports:
             self._remove_copies(live)
             raise
         return NbdView(self, live, path, pace)
+
+    def _refuse_iothreads(self) -> None:
+        """See that no NBD client can bring this QEMU down (see the module)."""
+        version = self._monitor.query("query-version", _Version).qemu
+        try:
+            objects = self._monitor.query("qom-list", list[_Property], {"path": "/objects"})
+        except CommandRefused:  # there is no object at all
+            return
+        if version.major < SAFE_VERSION and any(found.type == "child<iothread>" for found in objects):
+            said = f"{version.major}.{version.minor}.{version.micro}"
+            raise self._unavailable(
+                f"it has iothreads, and QEMU {said} would end when an NBD client leaves (9.0 does not)"
+            )
 
     def _disk(self, number: int, disk: DiskSurvey, node: Node, base: Base | None, still: CaptureId) -> _LiveDisk:
         dirty = disk.kind is Kind.INCREMENTAL and base is not None
