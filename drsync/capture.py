@@ -228,12 +228,10 @@ class _Cycle:
         self, writer: LogWriter, source: Source, base: Base | None, shipped: Segment | None, cause: DrsyncError
     ) -> Outcome:
         """What can't be read live goes through the spool after all, if there is room for it."""
-        disks = source.survey(base, full=self._options.full)
+        disks = source.survey(base, full=self._options.full, tidy=False)  # the seed's bitmaps stay: it may go on
         if not self._spool.has_room(sum(d.copy_bytes for d in disks)):
             raise cause
-        _LOGGER.warning(
-            "vm=%s copies into the spool what is better read live: %s; remedy: %s", *(self._log.vm, cause, cause.remedy)
-        )
+        _LOGGER.warning("vm=%s reads through the spool: %s; remedy: %s", self._log.vm, cause, cause.remedy)
         return self._push(writer, source, base, disks, shipped)
 
     def _push(

@@ -292,9 +292,8 @@ class ShippedVm:
             zero_count=np.ones(len(zeros), np.uint32),
         )
         for row, block in enumerate(held):
-            digest = FrameSealer(self.log.objects.object_keys(self.log.objects.new_header("pack"))).hash_block(
-                data[block]
-            )
+            sealer = FrameSealer(self.log.objects.object_keys(self.log.objects.new_header("pack")))
+            digest = sealer.hash_block(memoryview(data[block]))
             rows.hashes[row] = np.frombuffer(digest, np.uint8)
         first, last = position(number, min(data)), position(number, max(data))
         return put_pack(self.log, [rows], [data[n] for n in held], first, last)
