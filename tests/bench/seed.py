@@ -2,9 +2,9 @@
 
     .venv/bin/python tests/bench/seed.py [--size-gib 5] [--runs 3] [--work DIRECTORY] [--json FILE]
 
-The disk and its data are main_path.py's. QEMU runs without a guest; a write of 4 KiB to a
-random place that holds data is made every 50 ms through its human monitor, which also
-drains the disk, and timed: so the figures are upper bounds of what a guest would see.
+The disk and its data are main_path.py's. QEMU runs without a guest; every 50 ms 4 KiB are
+written to a random place that holds data, over NBD (through drsync's own server while it
+seeds, as QEMU has one only), and timed.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "examples" / "guest")]
 
-from bench.disk_data import DISK_BYTES, real_files, to_qcow2  # noqa: E402 - found through the path above
+import nbd  # noqa: E402 - found through the path above
+from bench.disk_data import DISK_BYTES, real_files, to_qcow2  # noqa: E402
 from bench.measuring import GIB, Figure, Journal, Usage, measure, settle, used_bytes  # noqa: E402
 from storage_daemon import DaemonDisk, StorageDaemon  # noqa: E402
 
@@ -51,14 +52,18 @@ class Latency:
 class Writer:
     """Writes to the disk all the time, and notes how long each write took."""
 
-    def __init__(self, daemon: StorageDaemon) -> None:
+    def __init__(self, daemon: StorageDaemon, live_socket: Path) -> None:
+        """`live_socket`: where drsync's NBD server listens while it seeds."""
         self._daemon = daemon
+        self._live_socket = live_socket
         self._random = random.Random(1)
         self._took_s: list[float] = []
+        self.seeds = False
 
     @contextmanager
     def during(self, step: str, found: list[Latency]) -> Iterator[None]:
         """Write inside of the block."""
+        self.seeds = step == "seed"
         over = threading.Event()
         thread = threading.Thread(target=self._write, args=[over])
         self._took_s = []
@@ -80,11 +85,26 @@ class Writer:
         print(latency, flush=True)
 
     def _write(self, over: threading.Event) -> None:
+        export = {"type": "nbd", "id": "bench", "node-name": "d-d", "name": "bench", "writable": True}
+        own = self._daemon.directory / "bench.nbd"
+        if self.seeds:
+            while not self._live_socket.exists() and not over.wait(_PAUSE_S):
+                pass
+        else:
+            self._daemon.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(own)}})
+        self._daemon.execute("block-export-add", **export)
+        handle = nbd.NBD()
+        handle.set_export_name("bench")
+        handle.connect_unix(str(self._live_socket if self.seeds else own))
         while not over.wait(_PAUSE_S):
             offset = self._random.randrange(4 * GIB // 4096) * 4096
             began_s = time.monotonic()
-            self._daemon.io("d", f"write -q -P 7 {offset} 4k")
+            handle.pwrite(b"\7" * 4096, offset)
             self._took_s.append(time.monotonic() - began_s)
+        handle.shutdown()
+        self._daemon.execute("block-export-del", id="bench", mode="hard")
+        time.sleep(1)
+        self._daemon.execute("nbd-server-stop")
 
 
 def configure(directory: Path, daemon: StorageDaemon, way: str, stream_above: str) -> list[str]:
@@ -114,7 +134,7 @@ def run(work: Path, data: Path, number: int, journal: Journal, latencies: list[L
         daemon = StorageDaemon(directory, [DaemonDisk(name="d", size_bytes=DISK_BYTES)], free_nbd=True)
         to_qcow2(data, daemon.path("d"))
         with daemon:
-            writer = Writer(daemon)
+            writer = Writer(daemon, directory / "seed" / "files" / ".live" / "nbd")
             with writer.during("nothing", latencies):
                 time.sleep(5)
             for way, stream_above in WAYS.items():
