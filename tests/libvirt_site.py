@@ -23,7 +23,9 @@ from types import TracebackType
 from typing import Final, Self
 
 PROGRAMS: Final = ("libvirtd", "virsh", "qemu-system-x86_64", "unshare")
-_START_TIMEOUT_S: Final = 120.0  # its first answer takes seconds: it asks QEMU what it can do
+_CAPABILITIES: Final = Path(__file__).parents[1] / ".lab" / "libvirt-capabilities"
+"""What libvirtd found out of the machine's QEMUs, which takes it 5 s or more; it asks anew when they change."""
+_START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 20.0
 _SCRIPT: Final = """
 set -e
@@ -72,8 +74,9 @@ class LibvirtSite:
         self._unshare = ["unshare", "--mount", *(["--net"] if own_network else [])]
         self._namespaces: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
-        for name in ("etc", "lib", "log", "cache", "run/libvirt", "images"):
+        for name in ("etc", "lib", "log", "cache/qemu/capabilities", "run/libvirt", "images"):
             (self.path / name).mkdir(parents=True)
+        _copy_new(_CAPABILITIES, self._capabilities)
         settings = {**_QEMU_CONF, **(qemu_conf or {})}
         (self.path / "etc" / "qemu.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
         (self.path / "etc" / "libvirtd.conf").write_text(f'auth_unix_rw = "none"\nhost_uuid = "{self.host_uuid}"\n')
@@ -116,6 +119,7 @@ class LibvirtSite:
             )
         self._wait_until_up(self._process)
         self._namespaces.add(_mount_namespace(self._process.pid))
+        _copy_new(self._capabilities, _CAPABILITIES)
 
     def stop_daemon(self) -> None:
         """End libvirtd alone, as an update of its package would; its QEMUs run on."""
@@ -183,6 +187,10 @@ class LibvirtSite:
                 raise LibvirtSiteFailed(f"libvirtd does not start here: {self.log()[-500:]}")
             time.sleep(0.05)
 
+    @property
+    def _capabilities(self) -> Path:
+        return self.path / "cache" / "qemu" / "capabilities"
+
     def _pids(self) -> list[int]:
         """Every living process in this site's mount namespaces, however it was started."""
         return [
@@ -190,6 +198,16 @@ class LibvirtSite:
             for entry in Path("/proc").iterdir()
             if entry.name.isdecimal() and _mount_namespace(int(entry.name)) in self._namespaces
         ]
+
+
+def _copy_new(source: Path, target: Path) -> None:
+    """Copy the files that `target` has not; a test beside this one sees whole files only."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.xml"):
+        if not (target / file.name).exists():
+            partial = target / f".{file.name}.{os.getpid()}"
+            shutil.copyfile(file, partial)
+            partial.replace(target / file.name)
 
 
 def _mount_namespace(pid: int) -> str:
