@@ -34,7 +34,7 @@ relative to them, laid over what was read, is of one instant.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,8 @@ class Base:
 
     capture: CaptureId
     disks: Sequence[BaseDisk]
+    definition: Mapping[str, object] = field(default_factory=dict)
+    """What the point's CaptureResult said of the VM: a source may tell by it whether a disk is still the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,7 @@ class Source(Protocol):
         """Start the bitmaps of `capture` on all `disks`, which `survey` returned just before; nothing is copied.
 
         Raises:
+            LiveUnavailable: nothing of this VM can be read live; nothing was changed.
             CaptureFailed: QEMU refused; no bitmap of `capture` is there.
             SourceLost: QEMU went away.
         """

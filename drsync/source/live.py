@@ -32,7 +32,7 @@ import msgspec
 from drsync.errors import DrsyncError, LiveUnavailable, SourceLost
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Kind, Pace, new_capture_id
 from drsync.source import Base, DiskSurvey
-from drsync.source.backup import identity_of
+from drsync.source.backup import identity
 from drsync.source.bitmap import Owner
 from drsync.source.monitor import CommandRefused, Monitor
 from drsync.source.nbd import NbdReader, load
@@ -160,7 +160,7 @@ class Exports:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             if os.geteuid() == 0:
-                uid, gid = identity_of(self._monitor.peer)
+                uid, gid = identity(self._monitor.peer)
                 os.chown(self._directory, uid, gid, follow_symlinks=False)
             self.socket.unlink(missing_ok=True)
         except OSError as err:
