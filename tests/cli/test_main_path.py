@@ -106,6 +106,7 @@ def test_status_tells_state_lag_and_error(cli: Cli, vm: StorageDaemon) -> None:
         "lag_seconds",
         "rpo_seconds",
         "spool_bytes",
+        "seed",
         "error",
         "error_time",
     }

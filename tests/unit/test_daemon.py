@@ -538,9 +538,10 @@ class Seeding:
 
 
 def test_a_seed_holds_up_no_other_vm(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="drsync")
     captures, seed = ScriptedCaptures(), Seeding()
     captures.seeds = {"big": seed}
-    with caplog.at_level(logging.INFO), running(config_of("big", "web", parallel=1), captures):
+    with running(config_of("big", "web", parallel=1), captures):
         wait_until(lambda: seed.begun == 1)
         before = captures.counts["web"]
         wait_until(lambda: captures.counts["web"] >= before + 5)
