@@ -327,7 +327,7 @@ class Session:
         return VmStatus(
             vm=vm,
             state=catalog.state_of(
-                lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by), seeding=seed is not None
+                lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by), seeding=seed is not None and not error
             ),
             point=point.number if point else None,
             time=point.time if point else None,

@@ -114,10 +114,12 @@ class Exports:
         """
         load(self._owner.vm)
         self._refuse_iothreads()
-        path = self._make_place()
+        runs = self._is_our_server()  # left for others who export through it, too
+        path = self.socket if runs and self.socket is not None else self._make_place()
         still = new_capture_id()
         live = [self._disk(n, disk, nodes[disk.name], base, still) for n, disk in enumerate(disks)]
-        self._start_server(path)
+        if not runs:
+            self._start_server(path)
         try:
             self._copy_bitmaps(live)
             for disk in live:

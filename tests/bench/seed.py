@@ -29,7 +29,7 @@ from bench.measuring import GIB, Figure, Journal, Usage, measure, settle, used_b
 from storage_daemon import DaemonDisk, StorageDaemon  # noqa: E402
 
 DRSYNC = [sys.executable, "-m", "drsync"]
-WAYS = {"full through the spool": "1TiB", "seed": "1MiB"}
+WAYS = {"full through the spool": "1TiB", "seed": "256MiB"}
 """What is measured, and the `stream_above` that makes it so."""
 _PAUSE_S = 0.05
 

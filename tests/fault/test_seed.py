@@ -254,6 +254,35 @@ def test_rounds_go_on_until_the_rest_fits_the_spool(tmp_path: Path) -> None:
     assert len(lab.log().read(newest.number).meta.rounds) >= 2
 
 
+def test_a_guest_that_writes_faster_than_the_line_takes_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It rewrites its disk during every round, and the spool never has the room for what is left."""
+    caplog.set_level("WARNING", logger="drsync")
+    lab = ProtectedVm(tmp_path)
+    lab.cycle()
+    lab.vm.crash()
+    lab.reserve_bytes = lab.spool().free_bytes() - 1024 * KIB - 2 * BLOCK_SIZE
+    pieces = 0
+
+    def meanwhile() -> None:
+        nonlocal pieces
+        pieces += 1
+        for block in range(7):
+            lab.vm.disks["root"].write(block * BLOCK_SIZE, bytes([pieces % 250 + 1]) * BLOCK_SIZE)
+
+    lab.vm.during_read = meanwhile
+    options = SeedOptions(stream_above_bytes=0, limits=LIMITS, stop=lambda: pieces >= 30)
+    assert lab.cycle(seed=options).result is Result.SEEDING
+    assert "vm=web the seed does not come to an end: in the" in caplog.text
+    assert "the guest changed 448 KiB, and the spool has no room for that; raise [limits] upload" in caplog.text
+    assert len(lab.points()) == 1
+    lab.vm.during_read = lambda: None
+    lab.reserve_bytes = 0
+    lab.cycle(seed=ALWAYS)
+    lab.check_settled()
+
+
 # A crash, or a failure, at any step
 
 

@@ -170,6 +170,10 @@ def test_c6_others_who_export_through_our_server_keep_it(daemon: StorageDaemon) 
         view.close()
         assert things(daemon)[0] == ["theirs"]
         assert not nbd_is_free(daemon)
+        view = source.open_live(None, source.survey(None), pace=NoPace())  # ours still, so it is used again
+        content_of(view, "root")
+        view.close()
+        assert things(daemon)[0] == ["theirs"]
         daemon.execute("block-export-del", id="theirs")
         source.survey(None)
     assert nbd_is_free(daemon)
