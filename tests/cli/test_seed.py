@@ -1,6 +1,5 @@
 """A seed as the command line shows it: how far it is, that it goes on, and that what it made is whole."""
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,8 +32,8 @@ def machine(cli: Cli) -> Iterator[StorageDaemon]:
 
 def test_status_tells_how_far_a_seed_is_and_the_next_capture_goes_on(cli: Cli, machine: StorageDaemon) -> None:
     session = Session(load_config(cli.config), SystemClock())
-    asked = itertools.count()
-    outcome = session.capture("web", NoProgress(), stop=lambda: next(asked) > 120)
+    journal = session.spool.vm("web").journal_path
+    outcome = session.capture("web", NoProgress(), stop=lambda: journal.read_bytes().count(b'"stretch"') >= 2)
     assert outcome.result is Result.SEEDING
     machine.io("root", "write -q -P 9 3M 100k", "write -q -z 5M 1M", "write -q -P 8 230M 64k")
 
