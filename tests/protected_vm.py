@@ -5,7 +5,8 @@ MemoryVm ── Witness(MemorySource) ── run_cycle ── spool of a host �
                └ what the disks held at each capture ══ compared with ══ what every point restores to
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
-from drsync.source import Base, CaptureResult, DiskSurvey, Source
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -72,12 +73,35 @@ class Witness:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         assert capture not in self._seen
-        self._seen[capture] = self._contents()
+
+        @contextmanager
+        def witnessed() -> Iterator[float]:
+            with instant() as limit_s:
+                self._seen[capture] = self._contents()
+                yield limit_s
+
         return self._inner.capture(
-            capture, base, disks, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes, progress=progress
+            capture,
+            base,
+            disks,
+            layers,
+            timeout_s=timeout_s,
+            keep_free_bytes=keep_free_bytes,
+            progress=progress,
+            instant=witnessed,
         )
+
+    def is_running(self) -> bool:
+        return self._inner.is_running()
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self._inner.pause(timeout_s=timeout_s)
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._inner.resume(timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         self._inner.release(keep)
