@@ -9,8 +9,8 @@ from drsync.errors import SpoolUnusable
 from drsync.model import BLOCK_SIZE, Kind
 from drsync.qcow2 import create_image
 from drsync.source import DiskSurvey
-from drsync.source.monitor import Peer
 from drsync.source.nodes import Node
+from drsync.source.unix_socket import Peer
 
 _EFFECTIVE: Final = 2
 """Column of the effective id behind "Uid:" and "Gid:" in /proc/<pid>/status (proc(5))."""
