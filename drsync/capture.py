@@ -1,8 +1,9 @@
 """One capture cycle of one VM: settle what is left, survey, capture, ship, release.
 
     lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release (─▶ map)
-              │ fenced? stop          │                        │ nothing changed: note it, done
-              ▼                       ▼
+     │        │ fenced? stop          │                        │ nothing changed: note it, done
+     │ let a guest go that a dead     ▼                        ▼
+     ▼ process held (quiesce.py)
     Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
 
 The old bitmap is dropped only after the commit, the layers only after that: a
@@ -24,6 +25,7 @@ from drsync.image import PointImage, load_image
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.ship import ship
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
 from drsync.source.layer import Layer
@@ -75,16 +77,18 @@ def run_cycle(
     clock: Clock,
     progress: Progress,
     options: CaptureOptions,
+    quiesce: Quiescing | None = None,
 ) -> Outcome:
-    """Bring the newest state of one VM into its log.
+    """Bring the newest state of one VM into its log; `quiesce` is what is done to the guest around the instant.
 
     Raises:
+        GuestHeld: the point is committed, but the guest may still be frozen or paused.
         Fenced: another drsync took the VM over; it is remembered, and nothing was written.
         CaptureRunning: another process on this host is at it.
         SourceError, SpoolError, StoreError: nothing was lost; the next cycle goes on from there.
     """
     with spool.locked():
-        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options)
+        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
             return cycle.run()
         except DrsyncError as err:
@@ -105,6 +109,7 @@ class _Cycle:
         clock: Clock,
         progress: Progress,
         options: CaptureOptions,
+        quiesce: Quiescing,
     ) -> None:
         self._log = log
         self._spool = spool
@@ -112,17 +117,21 @@ class _Cycle:
         self._clock = clock
         self._progress = progress
         self._options = options
+        self._quiesce = quiesce
         self._writer_id = writer_id
 
     def run(self) -> Outcome:
+        self._quiesce.recover()
         writer = self._open_log()
         try:
             shipped = self._ship_waiting(writer)
             with self._open_source() as source:
-                return self._capture(writer, source, shipped)
+                outcome = self._capture(writer, source, shipped)
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
+        self._quiesce.settle()
+        return outcome
 
     def _open_log(self) -> LogWriter:
         state = self._spool.state()
@@ -164,7 +173,8 @@ class _Cycle:
         base = base_of(head)
         now = self._clock.now()
         disks = source.survey(base, full=self._options.full)
-        if base is not None and head is not None and _is_unchanged(base, disks):
+        changed = base is None or not _is_unchanged(base, disks)
+        if not self._quiesce.agree(changed=changed):
             self.remember(checked_at=now.isoformat(), error="", error_at="")
             return Outcome(
                 vm=self._log.vm, result=Result.UNCHANGED, segment=head, shipped_before=shipped, checked_at=now
@@ -200,7 +210,9 @@ class _Cycle:
                 timeout_s=self._options.timeout_s,
                 keep_free_bytes=self._spool.keep_free_bytes,
                 progress=self._progress,
+                instant=self._quiesce.instant(capture, source),
             )
+            result = self._quiesce.described(result)
             spooled = _spooled(capture, base, disks, result, send_all=self._options.full)
             self._spool.complete(spooled)
         except BaseException:

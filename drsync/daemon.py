@@ -1,19 +1,19 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
-    run ──▶ generation (configuration, session, APScheduler) ──▶ a _VmJob per VM ──▶ Session.capture
+    run ──▶ generation (configuration, session, APScheduler) ──▶ a _Job per VM or group ──▶ Session.capture
      │  SIGHUP: a new generation takes over; captures that run go on to their end
      └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`
 
 A job that fails with something that a retry may cure comes again after a
 back-off that grows to a minute; it gives its place to other VMs meanwhile. Any
-other failure waits for the next slot. A VM that another drsync took over is
+other failure waits for the next slot. The VMs of a group are one job. A VM that another drsync took over is
 left alone until the configuration is read again. Every outcome is one line.
 """
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import Enum
@@ -28,10 +28,10 @@ from tenacity.wait import wait_exponential_jitter
 
 from drsync.cadence import Cadence, Drift
 from drsync.capture import Outcome, Result
-from drsync.catalog import point_of
+from drsync.catalog import Point, point_of
 from drsync.config import Config, VmSettings
 from drsync.errors import DrsyncError, Fenced
-from drsync.model import Clock, NoProgress, Progress
+from drsync.model import Clock, Consistency, NoProgress, Progress
 from drsync.systemd import Notifier
 from drsync.units import format_duration, format_size
 
@@ -41,6 +41,8 @@ POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
 _REPEAT_S: Final = 3600.0
 """A failure that goes on is logged once in this time; each attempt would bury what is new."""
+_PARTIAL_RETRIES: Final = 3
+"""How often a group is tried again before its next slot when only some of its members fail."""
 _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
 """1 s, 2 s, 4 s, ... 60 s: a glitch costs a second, and an outage of hours a request a minute."""
 
@@ -50,6 +52,12 @@ class Captures(Protocol):
 
     def capture(self, vm_name: str, progress: Progress, /) -> Outcome:
         """One cycle of one VM."""
+        ...
+
+    def capture_together(
+        self, names: Sequence[str], progress_of: Callable[[str], Progress], /
+    ) -> Mapping[str, Outcome | Exception]:
+        """One cycle of each VM of a group, at one instant; how each one ended."""
         ...
 
     def beat(self) -> None:
@@ -92,6 +100,11 @@ class Daemon:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._busy = _Busy()
         self._generation = self._new_generation(config)
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is worked with now."""
+        return self._config
 
     def ask(self, request: Request) -> None:
         """Ask for something, from any thread or from a signal handler."""
@@ -180,17 +193,18 @@ class _Busy:
             return sorted(self._names)
 
     @contextmanager
-    def entered(self, name: str) -> Iterator[bool]:
-        """Whether the VM was free; it is taken until the end of the block."""
+    def entered(self, names: Sequence[str]) -> Iterator[bool]:
+        """Whether all these VMs were free; if so, they are taken until the end of the block."""
         with self._lock:
-            free = name not in self._names
-            self._names.add(name)
+            free = self._names.isdisjoint(names)
+            if free:
+                self._names.update(names)
         try:
             yield free
         finally:
             if free:
                 with self._lock:
-                    self._names.discard(name)
+                    self._names.difference_update(names)
 
 
 class _Generation:
@@ -207,10 +221,11 @@ class _Generation:
         self._started = threading.Event()
         self._scheduler.add_listener(lambda _event: self._started.set(), EVENT_SCHEDULER_STARTED)
         self._thread = threading.Thread(target=self._scheduler.start, name="scheduler", daemon=True)
-        self._jobs: Mapping[str, _VmJob] = {vm.name: _VmJob(vm, captures, clock, self) for vm in config.vms}
+        jobs = [_Job(config.together(vm.name), captures, clock, self) for vm in config.vms]
+        self._jobs: Mapping[str, _Job] = {job.key: job for job in jobs}  # that of a group, made by each member, once
 
     def start(self) -> None:
-        """Give every VM its job."""
+        """Give every VM or group its job."""
         for name, job in self._jobs.items():
             self._scheduler.add_job(self._run, job.cadence, args=[job], id=name, name=name)
         self._thread.start()
@@ -237,11 +252,11 @@ class _Generation:
             self._set_due_time(name, job.cadence.wall_time(self._clock.now()))
 
     def delay(self, name: str, seconds: float) -> None:
-        """Let the next run of a VM come `seconds` from now."""
+        """Let the next run of a job come `seconds` from now."""
         self._set_due_time(name, self._jobs[name].cadence.delay(seconds, self._clock.now()))
 
     def drop(self, name: str) -> None:
-        """Run a VM no more."""
+        """Run a job no more."""
         with suppress(JobLookupError):  # this generation was stopped meanwhile
             self._scheduler.remove_job(name)
 
@@ -249,8 +264,8 @@ class _Generation:
         with suppress(JobLookupError):  # dropped, or this generation was stopped meanwhile
             self._scheduler.modify_job(name, next_run_time=due)
 
-    def _run(self, job: "_VmJob") -> None:
-        with self._busy.entered(job.vm.name) as free:
+    def _run(self, job: "_Job") -> None:
+        with self._busy.entered(job.vm_names) as free:
             if free and not self._stopped.is_set():
                 job.run()
 
@@ -258,68 +273,126 @@ class _Generation:
         _LOGGER.debug("vm=%s is still busy with the capture before", event.job_id)
 
 
-class _VmJob:
-    """The cycles of one VM: runs them, says how they ended, and decides when to try again."""
+class _Job:
+    """The cycles of one VM, or of the VMs of one group: runs them, and decides when to try again."""
 
-    def __init__(self, vm: VmSettings, captures: Captures, clock: Clock, generation: _Generation) -> None:
-        self.vm = vm
-        self.cadence = Cadence(clock, vm.name, vm.rpo_s)
+    def __init__(self, vms: Sequence[VmSettings], captures: Captures, clock: Clock, generation: _Generation) -> None:
+        first = vms[0]
+        self.key = first.name if first.group is None else f"group {first.group}"
+        self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
+        self._is_group = first.group is not None
+        self._histories = {vm.name: _History(vm, clock) for vm in vms}
         self._captures = captures
         self._clock = clock
         self._generation = generation
-        self._failures = 0
-        self._failing_since_s = 0.0
-        self._said: type[Exception] | None = None
-        self._said_at_s = 0.0
+
+    @property
+    def vm_names(self) -> Sequence[str]:
+        """The VMs that are still captured."""
+        return list(self._histories)
 
     def run(self) -> None:
         """One cycle; whatever goes wrong in it stays in it."""
         started_s = self._clock.monotonic_s()
-        try:
-            outcome = self._captures.capture(self.vm.name, NoProgress())
-        except Fenced as err:
-            self._generation.drop(self.vm.name)
-            _LOGGER.error("vm=%s fenced: %s, until drsync is reloaded; remedy: %s", self.vm.name, err, err.remedy)
-        except DrsyncError as err:
-            self._failed(err, retry=err.retryable)
-        except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
-            self._failed(err, retry=True)
-        else:
-            self._succeeded(outcome, self._clock.monotonic_s() - started_s)
+        results = self._capture()
+        took_s = self._clock.monotonic_s() - started_s
+        for name, result in results.items():
+            if self._histories[name].note(result, took_s) is _Verdict.NEVER:
+                del self._histories[name]
+        if not self._histories:
+            self._generation.drop(self.key)
+        elif (failures := self._failures_to_retry()) is not None:
+            self._generation.delay(self.key, backoff_s(failures))
         self._beat()
 
-    def _succeeded(self, outcome: Outcome, took_s: float) -> None:
-        if self._failures:
-            failing = format_duration(self._clock.monotonic_s() - self._failing_since_s)
-            _LOGGER.info("vm=%s works again after %d failures in %s", self.vm.name, self._failures, failing)
-        self._failures, self._said = 0, None
-        level = logging.DEBUG if outcome.result is Result.UNCHANGED else logging.INFO
-        _LOGGER.log(level, "%s", outcome_line(outcome, took_s))
+    def _capture(self) -> Mapping[str, Outcome | Exception]:
+        names = self.vm_names
+        try:
+            if self._is_group:
+                return self._captures.capture_together(names, lambda _name: NoProgress())
+            return {names[0]: self._captures.capture(names[0], NoProgress())}
+        except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
+            return dict.fromkeys(names, err)
 
-    def _failed(self, err: Exception, *, retry: bool) -> None:
-        now_s = self._clock.monotonic_s()
-        self._failures += 1
-        if self._failures == 1:
-            self._failing_since_s = now_s
-        if retry:
-            self._generation.delay(self.vm.name, backoff_s(self._failures))
-        if self._said is not type(err) or now_s - self._said_at_s >= _REPEAT_S:
-            self._said, self._said_at_s = type(err), now_s
-            self._say(err, "with back-off" if retry else f"every {format_duration(self.vm.rpo_s)}")
+    def _failures_to_retry(self) -> int | None:
+        """How many failures in a row there were, if it is to be tried again before the next slot.
 
-    def _say(self, err: Exception, when: str) -> None:
-        vm, count = self.vm.name, self._failures
-        if isinstance(err, DrsyncError):
-            message = "vm=%s failed code=%d times=%d, tried again %s: %s; remedy: %s"
-            _LOGGER.error(message, vm, err.code, count, when, err, err.remedy)
-        else:
-            _LOGGER.error("vm=%s failed times=%d, tried again %s: a bug in drsync", vm, count, when, exc_info=err)
+        A group is tried again at once a few times, as points without one member are no
+        group's points; but one that stays away does not make the others be captured all the time.
+        """
+        due = [history.failures for history in self._histories.values() if history.verdict is _Verdict.SOON]
+        if not due:
+            return None
+        return max(due) if len(due) == len(self._histories) or max(due) <= _PARTIAL_RETRIES else None
 
     def _beat(self) -> None:
         try:
             self._captures.beat()
         except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
-            _LOGGER.debug("vm=%s no heartbeat: %s", self.vm.name, err)
+            _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
+
+
+class _Verdict(Enum):
+    """When a VM is to be captured again."""
+
+    NEXT = "in the next slot"
+    SOON = "after a back-off"
+    NEVER = "when the configuration is read again"
+
+
+class _History:
+    """How the cycles of one VM have ended; says so in the log."""
+
+    def __init__(self, vm: VmSettings, clock: Clock) -> None:
+        self._vm = vm
+        self._clock = clock
+        self.failures = 0
+        """In a row."""
+        self.verdict = _Verdict.NEXT
+        self._failing_since_s = 0.0
+        self._said: type[Exception] | None = None
+        self._said_at_s = 0.0
+
+    def note(self, result: Outcome | Exception, took_s: float) -> _Verdict:
+        """Take in how a cycle ended."""
+        name = self._vm.name
+        if isinstance(result, Fenced):
+            self.verdict = _Verdict.NEVER
+            _LOGGER.error("vm=%s fenced: %s, until drsync is reloaded; remedy: %s", name, result, result.remedy)
+        elif isinstance(result, Exception):
+            retry = not isinstance(result, DrsyncError) or result.retryable
+            self.verdict = _Verdict.SOON if retry else _Verdict.NEXT
+            self._failed(result)
+        else:
+            self.verdict = _Verdict.NEXT
+            self._succeeded(result, took_s)
+        return self.verdict
+
+    def _succeeded(self, outcome: Outcome, took_s: float) -> None:
+        if self.failures:
+            failing = format_duration(self._clock.monotonic_s() - self._failing_since_s)
+            _LOGGER.info("vm=%s works again after %d failures in %s", self._vm.name, self.failures, failing)
+        self.failures, self._said = 0, None
+        level = logging.DEBUG if outcome.result is Result.UNCHANGED else logging.INFO
+        _LOGGER.log(level, "%s", outcome_line(outcome, took_s))
+
+    def _failed(self, err: Exception) -> None:
+        now_s = self._clock.monotonic_s()
+        self.failures += 1
+        if self.failures == 1:
+            self._failing_since_s = now_s
+        if self._said is not type(err) or now_s - self._said_at_s >= _REPEAT_S:
+            self._said, self._said_at_s = type(err), now_s
+            again = "with back-off" if self.verdict is _Verdict.SOON else f"every {format_duration(self._vm.rpo_s)}"
+            self._say(err, again)
+
+    def _say(self, err: Exception, when: str) -> None:
+        vm, count = self._vm.name, self.failures
+        if isinstance(err, DrsyncError):
+            message = "vm=%s failed code=%d times=%d, tried again %s: %s; remedy: %s"
+            _LOGGER.error(message, vm, err.code, count, when, err, err.remedy)
+        else:
+            _LOGGER.error("vm=%s failed times=%d, tried again %s: a bug in drsync", vm, count, when, exc_info=err)
 
 
 def backoff_s(failures: int) -> float:
@@ -337,7 +410,20 @@ def outcome_line(outcome: Outcome, took_s: float) -> str:
         return f"vm={outcome.vm} unchanged point={point.number if point else '-'} {took}"
     sizes = f"changed={_size(point.changed_bytes)} stored={_size(point.stored_bytes)}"
     reason = f' reason="{point.reason}"' if point.reason else ""
-    return f"vm={outcome.vm} point={point.number} kind={point.kind} {sizes} {took}{reason}"
+    return f"vm={outcome.vm} point={point.number} kind={point.kind} {sizes} {took}{reason}{_quiesced(point)}"
+
+
+def _quiesced(point: Point) -> str:
+    """What was reached of what was asked for beyond a crash-consistent point."""
+    told = point.quiesce
+    if told is None:
+        return ""
+    words = [f"consistency={point.consistency}"] if told.asked is Consistency.FILESYSTEM else []
+    words += [f'not-frozen="{told.reason}"'] if told.reason else []
+    if told.group is not None:
+        words.append(f"group={told.group.name} skew={told.group.skew_ms:.1f}ms")
+        words += [] if told.group.consistent else [f'not-together="{told.group.reason}"']
+    return "".join(f" {word}" for word in words)
 
 
 def _size(size_bytes: int) -> str:

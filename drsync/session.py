@@ -5,11 +5,14 @@ concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -18,6 +21,7 @@ from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_c
 from drsync.catalog import Point, VmStatus
 from drsync.config import Config, VmSettings
 from drsync.errors import (
+    CaptureRunning,
     DrsyncError,
     IntegrityError,
     ObjectMissing,
@@ -29,19 +33,27 @@ from drsync.errors import (
     UnknownVm,
 )
 from drsync.format.keys import RecoveryKey, RootKey
+from drsync.group import Assembly, run_together
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
+from drsync.quiesce import Company, Quiesce, QuiescePolicy
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
 from drsync.source import DiskSurvey, Source
+from drsync.source.agent import ANSWER_S, AgentInfo, AgentSocket, GuestAgent
 from drsync.spool import Spool
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
+
+_LEAST_GATHER_S: Final = 30.0
+"""A member of a group gets this long to be ready, however short the RPO is."""
+_LETTING_GO: Final = 8
+"""How many guests are let go at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +181,52 @@ class Session:
             QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
         )
 
+    def open_agent(self, vm: VmSettings) -> GuestAgent:
+        """A session with the agent in the VM's guest; `vm.source.agent` must be set.
+
+        Raises:
+            AgentFailed: it does not answer.
+        """
+        if vm.source.agent is None:
+            raise ValueError(vm.name)
+        return AgentSocket(vm.source.agent, clock=self.clock)
+
+    def about_agent(self, vm: VmSettings) -> AgentInfo:
+        """What the agent in the VM's guest says of itself. Nothing is frozen.
+
+        Raises:
+            AgentFailed: it does not answer.
+            CaptureRunning: a capture uses it now.
+        """
+        with self.spool.vm(vm.name).locked(), closing(self.open_agent(vm)) as agent:
+            return agent.about(timeout_s=ANSWER_S)
+
+    def _quiesce(self, vm: VmSettings, company: Company | None = None) -> Quiesce:
+        return Quiesce(
+            QuiescePolicy(consistency=vm.consistency, limit_s=vm.freeze_timeout_s, on_failure=vm.on_freeze_failure),
+            self.spool.vm(vm.name),
+            (lambda: self.open_agent(vm)) if vm.source.agent else None,
+            lambda: self.open_source(vm),
+            self.clock,
+            company,
+        )
+
+    def let_go_of_guests(self) -> None:
+        """Thaw and resume every guest that a process held which has ended; what does not work now is logged."""
+        held = [vm for vm in self.config.vms if self.spool.vm(vm.name).held() is not None]
+        if held:
+            with ThreadPoolExecutor(_LETTING_GO) as pool:
+                list(pool.map(self._let_go, held))
+
+    def _let_go(self, vm: VmSettings) -> None:
+        with suppress(CaptureRunning), self.spool.vm(vm.name).locked():  # a live process looks after its own
+            self._quiesce(vm).recover()
+
+    def holds_guest(self, vm_name: str) -> bool:
+        """Whether this process holds a guest still now."""
+        held = self.spool.vm(vm_name).held()
+        return held is not None and held.pid == os.getpid()
+
     def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
         """What a capture of the VM would do now. Nothing in QEMU is changed: a capture may wait to be shipped."""
         log = self.log(vm.name)
@@ -177,8 +235,16 @@ class Session:
         with self.spool.vm(vm.name).locked(), self.open_source(vm) as source:
             return source.survey(base_of(newest_point(log, head)), tidy=False)
 
-    def capture(self, vm_name: str, progress: Progress, *, full: bool = False, take_over: bool = False) -> Outcome:
-        """One capture cycle of a configured VM.
+    def capture(
+        self,
+        vm_name: str,
+        progress: Progress,
+        *,
+        full: bool = False,
+        take_over: bool = False,
+        company: Company | None = None,
+    ) -> Outcome:
+        """One capture cycle of a configured VM, by itself or as one of a `company`.
 
         Raises:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
@@ -193,7 +259,44 @@ class Session:
             self.clock,
             progress,
             options,
+            self._quiesce(vm, company),
         )
+
+    def capture_together(
+        self,
+        names: Sequence[str],
+        progress_of: Callable[[str], Progress],
+        *,
+        full: bool = False,
+        take_over: bool = False,
+    ) -> Mapping[str, Outcome | Exception]:
+        """One cycle of each of these VMs of one group, at one instant; how each one ended.
+
+        Members of the group that are not named are left out, which the points tell.
+
+        Raises:
+            CaptureRunning: another process on this host captures the group.
+        """
+        vms = [self.config.vm(name) for name in names]
+        group = vms[0].group
+        if group is None:
+            raise ValueError(names)
+        left_out = [vm.name for vm in self.config.together(names[0]) if vm.name not in names]
+        assembly = Assembly(
+            group,
+            names,
+            pauses=vms[0].group_pause,
+            gather_s=max(_LEAST_GATHER_S, min(vms[0].rpo_s, *(vm.capture_timeout_s for vm in vms))),
+            copy_s=max(vm.capture_timeout_s for vm in vms),
+            absent=dict.fromkeys(left_out, "was left out"),
+        )
+
+        def cycle_of(name: str) -> Callable[[Company], Outcome]:
+            progress = progress_of(name)
+            return lambda company: self.capture(name, progress, full=full, take_over=take_over, company=company)
+
+        with self.spool.group_locked(group):
+            return run_together(assembly, {name: cycle_of(name) for name in names}, self.holds_guest)
 
     def beat(self) -> None:
         """Write this host's heartbeat: what its spool knows of each configured VM."""

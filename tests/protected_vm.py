@@ -22,6 +22,7 @@ from drsync.image import load_image
 from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
+from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
@@ -212,6 +213,7 @@ class ProtectedVm:
         full: bool = False,
         take_over: bool = False,
         maps: MapPolicy = USUAL,
+        quiesce: Quiescing | None = None,
     ) -> Outcome:
         """One cycle of `host` with objects of its own, as a new process would run it."""
         return run_cycle(
@@ -222,6 +224,7 @@ class ProtectedVm:
             self.clock,
             NoProgress(),
             CaptureOptions(full=full, take_over=take_over, maps=maps),
+            quiesce,
         )
 
     def points(self) -> list[Point]:

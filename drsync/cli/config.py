@@ -9,10 +9,12 @@ import click
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.config import VmSettings
-from drsync.errors import ConfigInvalid, DrsyncError
+from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed
 from drsync.format import names
+from drsync.model import Consistency, OnFreezeFailure
 from drsync.session import Session
 from drsync.source import DiskSurvey
+from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
 from drsync.units import format_size
 
@@ -102,9 +104,30 @@ def _vm(session: Session, vm: VmSettings) -> Check:
     try:
         disks = session.survey(vm)
         session.spool.vm(vm.name).check_room(sum(disk.copy_bytes for disk in disks))
+        agent = _agent(session, vm)
     except DrsyncError as err:
         return Check(name=name, error=err)
-    return Check(name=name, details=[_disk_line(disk) for disk in disks], disks=disks)
+    return Check(name=name, details=[*map(_disk_line, disks), *agent], disks=disks)
+
+
+def _agent(session: Session, vm: VmSettings) -> Sequence[str]:
+    """What the guest's agent says, if it is needed.
+
+    Raises:
+        FreezeFailed: it does not work, and points without it are not wanted.
+    """
+    if vm.consistency is not Consistency.FILESYSTEM:
+        return []
+    try:
+        info = session.about_agent(vm)
+        problem = "" if info.can_freeze else f"qemu-ga {info.version} is not allowed to freeze file systems"
+    except AgentFailed as err:
+        problem = f"no answer from the guest agent: {err}"
+    if not problem:
+        return [f"guest agent: qemu-ga {info.version} answers and can freeze file systems"]
+    if vm.on_freeze_failure is OnFreezeFailure.FAIL:
+        raise FreezeFailed(vm=vm.name, problem=problem)
+    return [f"guest agent: NOT USABLE, points will be crash-consistent: {problem}"]
 
 
 def _not_looked_at(vm: VmSettings) -> Check:

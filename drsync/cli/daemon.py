@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 import click
@@ -19,6 +20,8 @@ from drsync.systemd import Notifier
 
 _LOGGER = logging.getLogger(__name__)
 
+LETTING_GO_S = 15.0
+"""As long as the default limit of a frozen guest, and a bit; less than what systemd waits beyond `stop_timeout`."""
 REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGHUP: Request.RELOAD}
 
 
@@ -33,6 +36,7 @@ def command(app: App) -> None:
     """
     app.set_up_logging(least=1)
     config = app.config()
+    Session(config, app.clock).let_go_of_guests()
     _reach(config, app)
     daemon = Daemon(
         config,
@@ -44,6 +48,7 @@ def command(app: App) -> None:
     for number, request in REQUESTS.items():
         signal.signal(number, _asking(daemon, request))
     if not daemon.run():
+        _let_go(daemon.config, app)
         # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
         logging.shutdown()
         sys.stdout.flush()
@@ -55,6 +60,14 @@ def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
         daemon.ask(request)
 
     return handle
+
+
+def _let_go(config: Config, app: App) -> None:
+    """Let the threads that are left behind let their guests go; if they don't, the next start does."""
+    session = Session(config, app.clock)
+    deadline_s = app.clock.monotonic_s() + LETTING_GO_S
+    while any(session.holds_guest(vm.name) for vm in config.vms) and app.clock.monotonic_s() < deadline_s:
+        time.sleep(0.05)
 
 
 def _reach(config: Config, app: App) -> None:

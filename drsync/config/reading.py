@@ -20,7 +20,7 @@ from drsync.config.settings import (
     keys_of,
 )
 from drsync.errors import ConfigInvalid, ConfigMissing
-from drsync.model import NAME_PATTERN
+from drsync.model import NAME_PATTERN, Consistency
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
@@ -114,12 +114,37 @@ class _Reading:
             return ()
         vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
         for vm in vms:
-            if len(bytes(vm.source.socket)) > MAX_SOCKET_PATH_BYTES:
-                limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
-                self.problems.append(f'[[vm]] "{vm.name}": socket: {vm.source.socket} {limit}')
+            self._check_socket(vm, "socket", vm.source.socket)
+            self._check_agent(vm)
         self._check_unique("name", [vm.name for vm in vms])
         self._check_unique("socket", [str(vm.source.socket) for vm in vms])
+        self._check_unique("agent", [str(vm.source.agent) for vm in vms if vm.source.agent])
+        self._check_groups(vms)
         return tuple(vms)
+
+    def _check_socket(self, vm: VmSettings, key: str, path: Path) -> None:
+        if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
+            limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
+            self.problems.append(f'[[vm]] "{vm.name}": {key}: {path} {limit}')
+
+    def _check_agent(self, vm: VmSettings) -> None:
+        if vm.source.agent is not None:
+            self._check_socket(vm, "agent", vm.source.agent)
+        elif vm.consistency is Consistency.FILESYSTEM:
+            needs = 'consistency = "filesystem" needs agent, the socket of the guest agent'
+            self.problems.append(f'[[vm]] "{vm.name}": {needs}')
+
+    def _check_groups(self, vms: Sequence[VmSettings]) -> None:
+        """All VMs of a group are captured by one job, so what that job does must be the same for them."""
+        first: dict[str, VmSettings] = {}
+        for vm in vms:
+            if vm.group is None:
+                continue
+            other = first.setdefault(vm.group, vm)
+            for key, same in (("rpo", vm.rpo_s == other.rpo_s), ("group_pause", vm.group_pause == other.group_pause)):
+                if not same:
+                    where = f'[[vm]] "{vm.name}": {key} is not that of "{other.name}"'
+                    self.problems.append(f'{where}, which is in the group "{vm.group}", too')
 
     def _check_unique(self, key: str, values: Sequence[str]) -> None:
         for value in sorted({value for value in values if values.count(value) > 1}):

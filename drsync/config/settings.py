@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 from drsync.config.key import (
     Key,
+    one_of,
     read_at_least_1s,
     read_disks,
     read_endpoint_url,
@@ -20,10 +21,12 @@ from drsync.config.key import (
     read_path,
     read_repository_url,
     read_size,
+    read_switch,
     read_text,
     shown,
 )
 from drsync.errors import UnknownVm
+from drsync.model import Consistency, OnFreezeFailure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,15 @@ class QmpSource:
             why="Left out: all writable disks, named after their device.",
         ),
     ]
+    agent: Annotated[
+        Path | None,
+        Key(
+            name="agent",
+            parse=read_path,
+            meaning="The UNIX socket of the channel to the guest's qemu-ga, for drsync alone (docs/consistency.md).",
+            why='Needed only for `consistency = "filesystem"`.',
+        ),
+    ]
 
 
 SOURCES: Final[Mapping[str, type[QmpSource]]] = {"qmp": QmpSource}
@@ -175,6 +187,55 @@ class VmSettings:
             why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
         ),
     ]
+    consistency: Annotated[
+        Consistency,
+        Key(
+            name="consistency",
+            parse=one_of(Consistency),
+            default="crash",
+            meaning='`"crash"`: as after a power cut. `"filesystem"`: the guest agent freezes file systems first.',
+            why="It needs nothing in the guest, and journals are made for it. docs/consistency.md weighs the two.",
+        ),
+    ]
+    freeze_timeout_s: Annotated[
+        float,
+        Key(
+            name="freeze_timeout",
+            parse=read_at_least_1s,
+            default="10s",
+            meaning="The longest that a guest may be held still, frozen or paused. At least 1s.",
+            why="Windows itself ends a freeze after 10 s, and few users wait longer for an answer.",
+        ),
+    ]
+    on_freeze_failure: Annotated[
+        OnFreezeFailure,
+        Key(
+            name="on_freeze_failure",
+            parse=one_of(OnFreezeFailure),
+            default="crash",
+            meaning='When freezing fails: `"crash"`, take a crash-consistent point; `"fail"`, take none.',
+            why="A point that is as after a power cut is worth more than none.",
+        ),
+    ]
+    group: Annotated[
+        str | None,
+        Key(
+            name="group",
+            parse=read_name,
+            meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
+            why="Left out: the VM is captured by itself.",
+        ),
+    ]
+    group_pause: Annotated[
+        bool,
+        Key(
+            name="group_pause",
+            parse=read_switch,
+            default=True,
+            meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
+            why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +282,15 @@ class Config:
     spool: SpoolSettings
     vms: Sequence[VmSettings]
     daemon: DaemonSettings
+
+    def together(self, name: str) -> Sequence[VmSettings]:
+        """The VMs that are captured together with the VM `name`, itself among them, in the file's order.
+
+        Raises:
+            UnknownVm: as `vm`.
+        """
+        vm = self.vm(name)
+        return [vm] if vm.group is None else [other for other in self.vms if other.group == vm.group]
 
     def vm(self, name: str) -> VmSettings:
         """The settings of the VM of this name.
