@@ -8,7 +8,8 @@
     ├── LogError           45-49  who may write a VM's log
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
-    └── TargetError        70-79  where a VM comes back
+    ├── TargetError        70-79  where a VM comes back
+    └── GuestError         90-99  the guest, held still for a capture
 
 Each class has a `code` (also the exit code of the command line; click uses 1
 and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
@@ -358,22 +359,29 @@ class CaptureTimeout(SourceError):
     remedy_template = "drsync capture {vm}   (is the spool's disk too slow? raise capture_timeout)"
 
 
-class FreezeFailed(SourceError):
-    """The guest's file systems could not be held frozen, and the VM's points have to be filesystem-consistent."""
+class LibvirtMissing(SourceError):
+    """A VM is reached through libvirt, but Python has no binding of it here."""
 
     code = 57
-    retryable = True
-    template = "VM {vm}: no filesystem-consistent point: {problem}"
-    remedy_template = 'drsync config check   (does the guest run qemu-ga? or set on_freeze_failure = "crash")'
+    template = "VM {vm}: Python can't load libvirt: {problem}"
+    remedy_template = "apt install python3-libvirt   (or: pip install 'drsync[libvirt]')"
 
 
-class GuestHeld(SourceError):
-    """The guest was frozen or paused for a capture, and it is not known that it was let go; points are not affected."""
+class LibvirtUnreachable(SourceError):
+    """libvirt's daemon does not answer at the URI, or does not let drsync in."""
 
     code = 58
     retryable = True
-    template = "VM {vm}: its guest may still be {what}: {problem}"
-    remedy_template = "drsync capture {vm}   (lets it go first; else restart qemu-ga in the guest, or the guest)"
+    template = "VM {vm}: can't connect to libvirt at {uri}: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all"
+
+
+class DomainMissing(SourceError):
+    """libvirt has no such domain now: it was undefined, renamed, or lives on another host."""
+
+    code = 59
+    template = "VM {vm}: libvirt at {uri} has no domain {domain} to capture: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all   (then set `domain` of VM {vm} to one of them)"
 
 
 class SpoolError(DrsyncError):
@@ -408,6 +416,14 @@ class CaptureRunning(SpoolError):
     remedy_template = "drsync status"
 
 
+class SpoolClosed(SpoolError):
+    """QEMU runs as a user who can't reach the layers in the spool."""
+
+    code = 63
+    template = "VM {vm}: QEMU's user {user} can't pass through {directory} to the spool"
+    remedy_template = "chmod o+x {directory}"
+
+
 class TargetError(DrsyncError):
     """Where a VM comes back."""
 
@@ -434,3 +450,25 @@ class TargetUnusable(TargetError):
     code = 72
     template = "can't write {path}: {problem}"
     remedy_template = "ls -ld {path}"
+
+
+class GuestError(DrsyncError):
+    """The guest, held still for a capture."""
+
+
+class FreezeFailed(GuestError):
+    """The guest's file systems could not be held frozen, and the VM's points have to be filesystem-consistent."""
+
+    code = 90
+    retryable = True
+    template = "VM {vm}: no filesystem-consistent point: {problem}"
+    remedy_template = 'drsync config check   (does the guest run qemu-ga? or set on_freeze_failure = "crash")'
+
+
+class GuestHeld(GuestError):
+    """The guest was frozen or paused for a capture, and it is not known that it was let go; points are not affected."""
+
+    code = 91
+    retryable = True
+    template = "VM {vm}: its guest may still be {what}: {problem}"
+    remedy_template = "drsync capture {vm}   (lets it go first; else restart qemu-ga in the guest, or the guest)"

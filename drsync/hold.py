@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from drsync.errors import CaptureFailed, SourceError, SourceLost, SourceUnreachable
+from drsync.errors import CaptureFailed, DomainMissing, SourceError, SourceLost, SourceUnreachable
 from drsync.model import Clock
 from drsync.source import INSTANT_TIMEOUT_S, Source
 from drsync.source.agent import ANSWER_S, AgentAbsent, AgentFailed, AgentRefused, GuestAgent
@@ -216,7 +216,7 @@ class Hold:
                 _resume(source, self._open_source)
                 self._may_be_paused = False
                 self.paused_ms = (self._clock.monotonic_s() - self._paused_s) * 1000
-            except SourceUnreachable:
+            except (SourceUnreachable, DomainMissing):
                 self._may_be_paused = False  # it ended
             except SourceError as err:
                 if time.monotonic() >= deadline_s:
@@ -256,7 +256,7 @@ def _resume_of_the_dead(open_source: OpenSource) -> str:
     try:
         with open_source() as source:
             source.resume(timeout_s=ANSWER_S)
-    except SourceUnreachable:
+    except (SourceUnreachable, DomainMissing):
         return ""  # the VM is off, and when it starts it is not paused
     except SourceError as err:
         return str(err)

@@ -4,6 +4,7 @@ A session opens what it needs when it needs it, and holds nothing that a
 concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import msgspec
 from drsync import catalog
 from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_cycle
 from drsync.catalog import Point, VmStatus
-from drsync.config import Config, VmSettings
+from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
     CaptureRunning,
     DrsyncError,
@@ -27,6 +28,7 @@ from drsync.errors import (
     ObjectMissing,
     PointLost,
     RepositoryExists,
+    SourceError,
     TargetExists,
     UnknownDisk,
     UnknownPoint,
@@ -40,6 +42,7 @@ from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
+from drsync.protection import Protection, libvirt_needed
 from drsync.quiesce import Company, Quiesce, QuiescePolicy
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
@@ -49,6 +52,8 @@ from drsync.spool import Spool
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
+
+_LOGGER = logging.getLogger(__name__)
 
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
@@ -97,6 +102,7 @@ class Session:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config = config
         self.clock = clock
+        self.protection = Protection(config)
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -166,7 +172,7 @@ class Session:
         Raises:
             UnknownVm: `vm` is neither.
         """
-        known = sorted({v.name for v in self.config.vms} | set(self.repository.vm_names()))
+        known = sorted({v.name for v in self.protection.vms} | set(self.repository.vm_names()))
         if vm is None:
             return known
         if vm not in known:
@@ -175,6 +181,8 @@ class Session:
 
     def open_source(self, vm: VmSettings) -> Source:
         """A session with the VM's QEMU."""
+        if isinstance(vm.source, LibvirtSource):
+            return self._open_domain(vm, vm.source)
         from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
 
         return QmpSource(
@@ -182,11 +190,15 @@ class Session:
         )
 
     def open_agent(self, vm: VmSettings) -> GuestAgent:
-        """A session with the agent in the VM's guest; `vm.source.agent` must be set.
+        """A session with the agent in the VM's guest; there must be a way to it.
 
         Raises:
             AgentFailed: it does not answer.
         """
+        if isinstance(vm.source, LibvirtSource):
+            with libvirt_needed(vm.name):
+                from drsync.source.libvirt_agent import LibvirtAgent  # noqa: PLC0415 - as libvirt_needed
+            return LibvirtAgent(vm.name, vm.source.uri, vm.source.domain or vm.name)
         if vm.source.agent is None:
             raise ValueError(vm.name)
         return AgentSocket(vm.source.agent, clock=self.clock)
@@ -205,7 +217,7 @@ class Session:
         return Quiesce(
             QuiescePolicy(consistency=vm.consistency, limit_s=vm.freeze_timeout_s, on_failure=vm.on_freeze_failure),
             self.spool.vm(vm.name),
-            (lambda: self.open_agent(vm)) if vm.source.agent else None,
+            (lambda: self.open_agent(vm)) if _has_agent(vm) else None,
             lambda: self.open_source(vm),
             self.clock,
             company,
@@ -213,7 +225,13 @@ class Session:
 
     def let_go_of_guests(self) -> None:
         """Thaw and resume every guest that a process held which has ended; what does not work now is logged."""
-        held = [vm for vm in self.config.vms if self.spool.vm(vm.name).held() is not None]
+        names = self.spool.held_vms()
+        if not set(names) <= {vm.name for vm in self.config.vms} and self.config.protects:
+            try:
+                self.protection.look()
+            except DrsyncError as err:
+                _LOGGER.warning("some guests may still be held, and libvirt can't be asked for them: %s", err)
+        held = [vm for vm in self.protection.vms if vm.name in names]
         if held:
             with ThreadPoolExecutor(_LETTING_GO) as pool:
                 list(pool.map(self._let_go, held))
@@ -226,6 +244,44 @@ class Session:
         """Whether this process holds a guest still now."""
         held = self.spool.vm(vm_name).held()
         return held is not None and held.pid == os.getpid()
+
+    def _open_domain(self, vm: VmSettings, source: LibvirtSource) -> Source:
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
+
+        options = LibvirtOptions(
+            vm=vm.name,
+            domain=source.domain or vm.name,
+            uri=source.uri,
+            repository_tag=self.repository.tag,
+            layers=self.spool.vm(vm.name).path,
+            exclude=source.exclude,
+        )
+        return open_source(options, clock=self.clock)
+
+    def check_access(self, vm: VmSettings) -> Sequence[str]:
+        """Check that the VM's QEMU can write layers; what else there is to know of it, for people.
+
+        Raises:
+            SpoolClosed: its user can't pass through to the spool.
+        """
+        if not isinstance(vm.source, LibvirtSource):
+            return []
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_access import qemu_access  # noqa: PLC0415 - as libvirt_needed
+        access = qemu_access(vm.source.uri)
+        self.spool.vm(vm.name).check_passable(access.uid, access.gid)
+        if "apparmor" in access.confined_by:
+            return [f"AppArmor confines QEMU; if it denies {self.spool.path}, docs/libvirt.md has the rule"]
+        return []
+
+    def vms(self) -> Sequence[VmSettings]:
+        """The VMs that this host protects now; libvirt is asked if there are patterns.
+
+        Raises:
+            LibvirtMissing, LibvirtUnreachable: it can't be asked.
+        """
+        return self.protection.look()
 
     def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
         """What a capture of the VM would do now. Nothing in QEMU is changed: a capture may wait to be shipped."""
@@ -249,7 +305,7 @@ class Session:
         Raises:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
-        vm = self.config.vm(vm_name)
+        vm = self.protection.vm(vm_name)
         options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
         return run_cycle(
             self.log(vm.name),
@@ -261,6 +317,15 @@ class Session:
             options,
             self._quiesce(vm, company),
         )
+
+    def together(self, vm_name: str) -> Sequence[VmSettings]:
+        """The VMs that are captured together with this one, itself among them.
+
+        Raises:
+            UnknownVm: there is no such VM.
+        """
+        vm = self.protection.vm(vm_name)
+        return next(vms for vms in captured_together(self.protection.vms) if vm in vms)
 
     def capture_together(
         self,
@@ -277,11 +342,11 @@ class Session:
         Raises:
             CaptureRunning: another process on this host captures the group.
         """
-        vms = [self.config.vm(name) for name in names]
+        vms = [self.protection.vm(name) for name in names]
         group = vms[0].group
         if group is None:
             raise ValueError(names)
-        left_out = [vm.name for vm in self.config.together(names[0]) if vm.name not in names]
+        left_out = [vm.name for vm in self.together(names[0]) if vm.name not in names]
         assembly = Assembly(
             group,
             names,
@@ -301,7 +366,7 @@ class Session:
     def beat(self) -> None:
         """Write this host's heartbeat: what its spool knows of each configured VM."""
         seen: dict[str, Seen] = {}
-        for vm in self.config.vms:
+        for vm in self.protection.vms:
             state = self.spool.vm(vm.name).state()
             if state.wrote_seq and state.checked_at and not state.fenced_by:
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
@@ -314,12 +379,14 @@ class Session:
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
         beats = read_heartbeats(self.repository)
+        with suppress(SourceError):  # what patterns would find is no reason to show nothing
+            self.protection.look()
         return [self._status(vm, beats) for vm in self.known_vms()]
 
     def _status(self, vm: str, beats: Heartbeats) -> VmStatus:
         spool = self.spool.vm(vm)
         state, seen = spool.state(), beats.of(vm)
-        settings = next((v for v in self.config.vms if v.name == vm), None)
+        settings = next((v for v in self.protection.vms if v.name == vm), None)
         error, error_time = state.error, state.error_at
         point: Point | None = None
         try:
@@ -427,6 +494,11 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _has_agent(vm: VmSettings) -> bool:
+    """Whether there is a way to the guest's agent; for a domain, libvirt knows."""
+    return isinstance(vm.source, LibvirtSource) or vm.source.agent is not None
 
 
 def _chosen(point: Point, wanted: Sequence[str]) -> list[str]:

@@ -21,9 +21,11 @@ the boot that it belongs to; a capture of an earlier boot is dropped, never ship
 
 import fcntl
 import os
+import pwd
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from drsync.durable import sync_directory
-from drsync.errors import CaptureRunning, SpoolFull, SpoolUnusable
+from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency, is_name
 from drsync.units import format_size
 
@@ -161,6 +163,11 @@ class Spool:
         with _locked(self.path, f".group-{group}.lock", f"of group {group}"):  # no name of a VM begins so
             yield
 
+    def held_vms(self) -> list[str]:
+        """The VMs whose guests some process holds still, or held when it ended."""
+        with _translated(self.path):
+            return sorted(note.parent.name for note in self.path.glob("*/held.json") if is_name(note.parent.name))
+
     def vm(self, name: str) -> "VmSpool":
         """The part of the spool that belongs to the VM `name`."""
         return VmSpool(self, name)
@@ -252,6 +259,23 @@ class VmSpool:
                 reserve=format_size(self._spool.reserve_bytes),
             )
 
+    def check_passable(self, uid: int, gid: int) -> None:
+        """Check that a user can pass through every directory down to this VM's layers.
+
+        Raises:
+            SpoolClosed: one is closed to it; the error names it.
+        """
+        if uid == 0:
+            return
+        user, groups = _user(uid, gid)
+        for directory in reversed([self.path, *self.path.parents]):
+            try:
+                status = directory.stat()
+            except OSError:
+                return  # not made yet: drsync makes what is missing passable
+            if not _may_pass(status, uid, groups):
+                raise SpoolClosed(vm=self.vm, user=user, directory=directory)
+
     @property
     def keep_free_bytes(self) -> int:
         """Below this much free space a running capture gives up: half the reserve, as the guest may write meanwhile."""
@@ -320,6 +344,24 @@ class VmSpool:
 def boot_id() -> str:
     """The id of the machine's present boot."""
     return _BOOT_ID.read_text().strip()
+
+
+def _user(uid: int, gid: int) -> tuple[str, list[int]]:
+    """A user's name, and all groups that it is in."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid), [gid]
+    return name, os.getgrouplist(name, gid)
+
+
+def _may_pass(status: os.stat_result, uid: int, groups: Sequence[int]) -> bool:
+    """What the kernel decides for a search of a directory (path_resolution(7)), but for ACLs."""
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IXUSR)
+    if status.st_gid in groups:
+        return bool(status.st_mode & stat.S_IXGRP)
+    return bool(status.st_mode & stat.S_IXOTH)
 
 
 @contextmanager

@@ -32,8 +32,8 @@ def command(ctx: click.Context, app: App, vm: str, *, full: bool, take_over: boo
     group is captured with all of its group, at one instant.
     """
     session = app.session()
-    names = [member.name for member in session.config.together(vm)]
-    group = session.config.vm(vm).group
+    together = session.together(vm)
+    names, group = [member.name for member in together], together[0].group
     started_s = app.clock.monotonic_s()
     with render.progresses(app.clock) as progress_of:
         results: Mapping[str, Outcome | Exception] = (

@@ -66,7 +66,7 @@ def _let_go(config: Config, app: App) -> None:
     """Let the threads that are left behind let their guests go; if they don't, the next start does."""
     session = Session(config, app.clock)
     deadline_s = app.clock.monotonic_s() + LETTING_GO_S
-    while any(session.holds_guest(vm.name) for vm in config.vms) and app.clock.monotonic_s() < deadline_s:
+    while any(map(session.holds_guest, session.spool.held_vms())) and app.clock.monotonic_s() < deadline_s:
         time.sleep(0.05)
 
 

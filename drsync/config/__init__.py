@@ -14,10 +14,13 @@ from drsync.config.reading import load_config, parse_config
 from drsync.config.settings import (
     Config,
     DaemonSettings,
+    LibvirtSource,
+    ProtectSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
+    captured_together,
 )
 
 DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
@@ -27,10 +30,13 @@ __all__ = [
     "DEFAULT_PATH",
     "Config",
     "DaemonSettings",
+    "LibvirtSource",
+    "ProtectSettings",
     "QmpSource",
     "RepositorySettings",
     "SpoolSettings",
     "VmSettings",
+    "captured_together",
     "load_config",
     "parse_config",
 ]

@@ -102,7 +102,7 @@ def test_a_frozen_point_needs_no_recovery_and_a_crash_consistent_one_does(cli: C
 def quiesce_of(cli: Cli, guest: Guest) -> tuple[Quiesce, Session, VmSpool]:
     clock = SystemClock()
     session = Session(load_config(cli.config), clock)
-    vm = session.config.vm("web")
+    (vm,) = session.config.vms
     spool = session.spool.vm("web")
     policy = QuiescePolicy(consistency=vm.consistency)
     agent: Callable[[], AgentSocket] = lambda: AgentSocket(guest.agent_socket, clock=clock)  # noqa: E731
@@ -114,7 +114,7 @@ def test_the_guests_writes_wait_while_it_is_frozen_and_go_on_after(cli: Cli, gue
     guest.check(f"(while :; do a=$({now}); echo x >>/mnt/x; echo $a $({now}) >>/tmp/writes; done) >/dev/null 2>&1 &")
     quiesce, session, spool = quiesce_of(cli, guest)
     spool.remember(spool.state())
-    with session.open_source(session.config.vm("web")) as source:
+    with session.open_source(session.config.vms[0]) as source:
         with quiesce.instant(new_capture_id(), source)():
             began, _ = guest.check("cat /proc/uptime").split()
             lines = int(guest.check("sleep 0.2; wc -l </tmp/writes"))
@@ -137,13 +137,13 @@ def test_an_agent_that_hangs_costs_a_label_and_some_seconds(cli: Cli, guest: Gue
     assert point["quiesce"]["reason"] == "no answer from the guest agent: it gave no answer in time"
     configure(cli, guest, more='on_freeze_failure = "fail"')
     guest.check("echo x >/mnt/x; sync")
-    problem, remedy = cli.refused(57, "capture", "web")
+    problem, remedy = cli.refused(90, "capture", "web")
     assert (
         problem == "VM web: no filesystem-consistent point: no answer from the guest agent: it gave no answer in time"
     )
     assert remedy.startswith("drsync config check")
     assert "NOT USABLE" not in cli.run("config", "check").stdout
-    assert cli.run("config", "check").code == 57
+    assert cli.run("config", "check").code == 90
     configure(cli, guest)
     assert "guest agent: NOT USABLE, points will be crash-consistent: no answer" in cli.ok("config", "check").stdout
     guest.check("kill -CONT $(cat /run/qemu-ga.pid); sleep 1; echo y >/mnt/x; sync")
@@ -173,7 +173,7 @@ from drsync.quiesce import Alone
 from drsync.session import Session
 
 session = Session(load_config(Path(sys.argv[1])), SystemClock())
-vm = session.config.vm("web")
+(vm,) = session.config.vms
 
 class Pausing(Alone):
     alone, pauses = False, "pause" in sys.argv
