@@ -57,6 +57,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
+_NO_REPOSITORY: Final = "00000000"
+"""The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
 _LETTING_GO: Final = 8
 """How many guests are let go at a time."""
 
@@ -181,12 +183,15 @@ class Session:
 
     def open_source(self, vm: VmSettings) -> Source:
         """A session with the VM's QEMU."""
+        return self._open_source(vm, self.repository.tag)
+
+    def _open_source(self, vm: VmSettings, repository_tag: str) -> Source:
         if isinstance(vm.source, LibvirtSource):
-            return self._open_domain(vm, vm.source)
+            return self._open_domain(vm, vm.source, repository_tag)
         from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
 
         return QmpSource(
-            QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
+            QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=repository_tag, disks=vm.source.disks)
         )
 
     def open_agent(self, vm: VmSettings) -> GuestAgent:
@@ -218,7 +223,7 @@ class Session:
             QuiescePolicy(consistency=vm.consistency, limit_s=vm.freeze_timeout_s, on_failure=vm.on_freeze_failure),
             self.spool.vm(vm.name),
             (lambda: self.open_agent(vm)) if _has_agent(vm) else None,
-            lambda: self.open_source(vm),
+            lambda: self._open_source(vm, _NO_REPOSITORY),
             self.clock,
             company,
         )
@@ -245,7 +250,7 @@ class Session:
         held = self.spool.vm(vm_name).held()
         return held is not None and held.pid == os.getpid()
 
-    def _open_domain(self, vm: VmSettings, source: LibvirtSource) -> Source:
+    def _open_domain(self, vm: VmSettings, source: LibvirtSource, repository_tag: str) -> Source:
         with libvirt_needed(vm.name):
             from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
 
@@ -253,7 +258,7 @@ class Session:
             vm=vm.name,
             domain=source.domain or vm.name,
             uri=source.uri,
-            repository_tag=self.repository.tag,
+            repository_tag=repository_tag,
             layers=self.spool.vm(vm.name).path,
             exclude=source.exclude,
         )
@@ -306,6 +311,8 @@ class Session:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
         vm = self.protection.vm(vm_name)
+        if self.spool.vm(vm_name).held() is not None:
+            self._let_go(vm)  # before the repository is looked for, which may be away
         options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
         return run_cycle(
             self.log(vm.name),

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,9 +16,11 @@ import pytest
 from command_line import Cli
 from guest import Guest
 
+from drsync.capture import CaptureOptions, run_cycle
 from drsync.config import load_config
-from drsync.model import SystemClock, new_capture_id
-from drsync.quiesce import Quiesce, QuiescePolicy
+from drsync.errors import SourceLost
+from drsync.model import NoProgress, SystemClock, new_capture_id
+from drsync.quiesce import Alone, Quiesce, QuiescePolicy, Step
 from drsync.session import Session
 from drsync.source.agent import AgentSocket
 from drsync.spool import VmSpool
@@ -236,6 +239,43 @@ def test_a_guest_whose_drsync_was_killed_is_resumed_by_the_next_capture(cli: Cli
     assert guest.execute("query-status")["status"] == "running"
     assert not is_frozen(guest)
     guest.check("echo x >/mnt/x; sync", timeout_s=10)
+
+
+def test_a_guest_is_let_go_although_the_repository_is_away(cli: Cli, guest: Guest) -> None:
+    configure(cli, guest, more='freeze_timeout = "10m"')
+    with held_by_another_process(cli, "pause") as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    cli.repository.rename(cli.place / "elsewhere")
+    cli.refused(20, "capture", "web")
+    assert guest.execute("query-status")["status"] == "running"
+    assert not is_frozen(guest)
+
+
+def test_a_paused_guest_whose_qemu_hangs_at_the_instant_is_resumed_when_it_is_back(cli: Cli, guest: Guest) -> None:
+    """The session breaks, as no answer comes in time; another one resumes the guest."""
+
+    class Hanging(Alone):
+        alone, pauses = False, True
+
+        def meet(self, step: Step, *, patience_s: float | None = None) -> None:
+            if step is Step.PAUSED:
+                os.kill(guest.pid, signal.SIGSTOP)
+                threading.Timer(4.0, os.kill, [guest.pid, signal.SIGCONT]).start()
+
+    clock = SystemClock()
+    session = Session(load_config(cli.config), clock)
+    (vm,) = session.config.vms
+    spool = session.spool.vm("web")
+    quiesce = Quiesce(QuiescePolicy(limit_s=2.0), spool, None, lambda: session.open_source(vm), clock, Hanging())
+    options = CaptureOptions()
+    with pytest.raises(SourceLost, match="no answer in"):
+        run_cycle(
+            session.log("web"), spool, "0" * 16, lambda: session.open_source(vm), clock, NoProgress(), options, quiesce
+        )
+    assert guest.execute("query-status")["status"] == "running"
+    assert spool.held() is None
+    assert captured(cli)["consistency"] == "filesystem"
 
 
 def test_a_guest_is_thawed_by_the_watchdog_while_drsync_hangs(cli: Cli, guest: Guest) -> None:
