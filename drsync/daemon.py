@@ -28,13 +28,13 @@ from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_exponential_jitter
 
 from drsync.cadence import Cadence, Drift
-from drsync.capture import Outcome, Result
-from drsync.catalog import Point, point_of
+from drsync.capture import Outcome
 from drsync.config import Config, VmSettings, captured_together
-from drsync.errors import DrsyncError, Fenced
-from drsync.model import Clock, Consistency, NoProgress, Progress
+from drsync.errors import DrsyncError
+from drsync.history import History, Verdict
+from drsync.model import Clock, NoProgress, Progress
 from drsync.systemd import Notifier
-from drsync.units import format_duration, format_size
+from drsync.units import format_duration
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
 LOOK_S: Final = 30.0
 """How often patterns are matched anew: a VM that appears has its first point a minute later at most."""
-_REPEAT_S: Final = 3600.0
-"""A failure that goes on is logged once in this time; each attempt would bury what is new."""
 _PARTIAL_RETRIES: Final = 3
 """How often a group is tried again before its next slot when only some of its members fail."""
 _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
@@ -347,7 +345,7 @@ class _Job:
         self.key = first.name if first.group is None else f"group {first.group}"
         self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
         self._is_group = first.group is not None
-        self._histories = {vm.name: _History(vm, clock) for vm in vms}
+        self._histories = {vm.name: History(vm, clock) for vm in vms}
         self._captures = captures
         self._clock = clock
         self._generation = generation
@@ -363,7 +361,7 @@ class _Job:
         results = self._capture()
         took_s = self._clock.monotonic_s() - started_s
         for name, result in results.items():
-            if self._histories[name].note(result, took_s) is _Verdict.NEVER:
+            if self._histories[name].note(result, took_s) is Verdict.NEVER:
                 del self._histories[name]
         if not self._histories:
             self._generation.drop(self.key)
@@ -386,7 +384,7 @@ class _Job:
         A group is tried again at once a few times, as points without one member are no
         group's points; but one that stays away does not make the others be captured all the time.
         """
-        due = [history.failures for history in self._histories.values() if history.verdict is _Verdict.SOON]
+        due = [history.failures for history in self._histories.values() if history.verdict is Verdict.SOON]
         if not due:
             return None
         return max(due) if len(due) == len(self._histories) or max(due) <= _PARTIAL_RETRIES else None
@@ -398,69 +396,6 @@ class _Job:
             _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
 
 
-class _Verdict(Enum):
-    """When a VM is to be captured again."""
-
-    NEXT = "in the next slot"
-    SOON = "after a back-off"
-    NEVER = "when the configuration is read again"
-
-
-class _History:
-    """How the cycles of one VM have ended; says so in the log."""
-
-    def __init__(self, vm: VmSettings, clock: Clock) -> None:
-        self._vm = vm
-        self._clock = clock
-        self.failures = 0
-        """In a row."""
-        self.verdict = _Verdict.NEXT
-        self._failing_since_s = 0.0
-        self._said: type[Exception] | None = None
-        self._said_at_s = 0.0
-
-    def note(self, result: Outcome | Exception, took_s: float) -> _Verdict:
-        """Take in how a cycle ended."""
-        name = self._vm.name
-        if isinstance(result, Fenced):
-            self.verdict = _Verdict.NEVER
-            _LOGGER.error("vm=%s fenced: %s, until drsync is reloaded; remedy: %s", name, result, result.remedy)
-        elif isinstance(result, Exception):
-            retry = not isinstance(result, DrsyncError) or result.retryable
-            self.verdict = _Verdict.SOON if retry else _Verdict.NEXT
-            self._failed(result)
-        else:
-            self.verdict = _Verdict.NEXT
-            self._succeeded(result, took_s)
-        return self.verdict
-
-    def _succeeded(self, outcome: Outcome, took_s: float) -> None:
-        if self.failures:
-            failing = format_duration(self._clock.monotonic_s() - self._failing_since_s)
-            _LOGGER.info("vm=%s works again after %d failures in %s", self._vm.name, self.failures, failing)
-        self.failures, self._said = 0, None
-        level = logging.DEBUG if outcome.result is Result.UNCHANGED else logging.INFO
-        _LOGGER.log(level, "%s", outcome_line(outcome, took_s))
-
-    def _failed(self, err: Exception) -> None:
-        now_s = self._clock.monotonic_s()
-        self.failures += 1
-        if self.failures == 1:
-            self._failing_since_s = now_s
-        if self._said is not type(err) or now_s - self._said_at_s >= _REPEAT_S:
-            self._said, self._said_at_s = type(err), now_s
-            again = "with back-off" if self.verdict is _Verdict.SOON else f"every {format_duration(self._vm.rpo_s)}"
-            self._say(err, again)
-
-    def _say(self, err: Exception, when: str) -> None:
-        vm, count = self._vm.name, self.failures
-        if isinstance(err, DrsyncError):
-            message = "vm=%s failed code=%d times=%d, tried again %s: %s; remedy: %s"
-            _LOGGER.error(message, vm, err.code, count, when, err, err.remedy)
-        else:
-            _LOGGER.error("vm=%s failed times=%d, tried again %s: a bug in drsync", vm, count, when, exc_info=err)
-
-
 def _rpo(vm: VmSettings) -> str:
     return format_duration(vm.rpo_s)
 
@@ -470,31 +405,3 @@ def backoff_s(failures: int) -> float:
     attempt = RetryCallState(Retrying(), None, (), {})
     attempt.attempt_number = failures
     return _BACKOFF(attempt)
-
-
-def outcome_line(outcome: Outcome, took_s: float) -> str:
-    """What the log says of a cycle that went well."""
-    took = f"took={took_s:.2f}s"
-    point = point_of(outcome.segment, None) if outcome.segment is not None else None
-    if point is None or outcome.result is Result.UNCHANGED:
-        return f"vm={outcome.vm} unchanged point={point.number if point else '-'} {took}"
-    sizes = f"changed={_size(point.changed_bytes)} stored={_size(point.stored_bytes)}"
-    reason = f' reason="{point.reason}"' if point.reason else ""
-    return f"vm={outcome.vm} point={point.number} kind={point.kind} {sizes} {took}{reason}{_quiesced(point)}"
-
-
-def _quiesced(point: Point) -> str:
-    """What was reached of what was asked for beyond a crash-consistent point."""
-    told = point.quiesce
-    if told is None:
-        return ""
-    words = [f"consistency={point.consistency}"] if told.asked is Consistency.FILESYSTEM else []
-    words += [f'not-frozen="{told.reason}"'] if told.reason else []
-    if told.group is not None:
-        words.append(f"group={told.group.name} skew={told.group.skew_ms:.1f}ms")
-        words += [] if told.group.consistent else [f'not-together="{told.group.reason}"']
-    return "".join(f" {word}" for word in words)
-
-
-def _size(size_bytes: int) -> str:
-    return format_size(size_bytes).replace(" ", "")

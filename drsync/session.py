@@ -4,11 +4,9 @@ A session opens what it needs when it needs it, and holds nothing that a
 concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,7 +20,6 @@ from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_c
 from drsync.catalog import Point, VmStatus
 from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
-    CaptureRunning,
     DrsyncError,
     IntegrityError,
     ObjectMissing,
@@ -36,6 +33,7 @@ from drsync.errors import (
 )
 from drsync.format.keys import RecoveryKey, RootKey
 from drsync.group import Assembly, run_together
+from drsync.guests import Guests
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.keyfile import read_key_file, write_key_file
@@ -43,24 +41,19 @@ from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
 from drsync.protection import Protection, libvirt_needed
-from drsync.quiesce import Company, Quiesce, QuiescePolicy
+from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
 from drsync.source import DiskSurvey, Source
-from drsync.source.agent import ANSWER_S, AgentInfo, AgentSocket, GuestAgent
 from drsync.spool import Spool
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
 
-_LOGGER = logging.getLogger(__name__)
-
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
 _NO_REPOSITORY: Final = "00000000"
 """The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
-_LETTING_GO: Final = 8
-"""How many guests are let go at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +125,11 @@ class Session:
         """The spool of this host."""
         return Spool(self.config.spool.path, self.config.spool.reserve_bytes)
 
+    @cached_property
+    def guests(self) -> Guests:
+        """What is done to the guests around a capture, and undone."""
+        return Guests(self.spool, self.protection, lambda vm: self._open_source(vm, _NO_REPOSITORY), self.clock)
+
     def init(self) -> RecoveryKey:
         """Create repository and key file; the recovery key, which is nowhere else.
 
@@ -194,62 +192,6 @@ class Session:
             QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=repository_tag, disks=vm.source.disks)
         )
 
-    def open_agent(self, vm: VmSettings) -> GuestAgent:
-        """A session with the agent in the VM's guest; there must be a way to it.
-
-        Raises:
-            AgentFailed: it does not answer.
-        """
-        if isinstance(vm.source, LibvirtSource):
-            with libvirt_needed(vm.name):
-                from drsync.source.libvirt_agent import LibvirtAgent  # noqa: PLC0415 - as libvirt_needed
-            return LibvirtAgent(vm.name, vm.source.uri, vm.source.domain or vm.name)
-        if vm.source.agent is None:
-            raise ValueError(vm.name)
-        return AgentSocket(vm.source.agent, clock=self.clock)
-
-    def about_agent(self, vm: VmSettings) -> AgentInfo:
-        """What the agent in the VM's guest says of itself. Nothing is frozen.
-
-        Raises:
-            AgentFailed: it does not answer.
-            CaptureRunning: a capture uses it now.
-        """
-        with self.spool.vm(vm.name).locked(), closing(self.open_agent(vm)) as agent:
-            return agent.about(timeout_s=ANSWER_S)
-
-    def _quiesce(self, vm: VmSettings, company: Company | None = None) -> Quiesce:
-        return Quiesce(
-            QuiescePolicy(consistency=vm.consistency, limit_s=vm.freeze_timeout_s, on_failure=vm.on_freeze_failure),
-            self.spool.vm(vm.name),
-            (lambda: self.open_agent(vm)) if _has_agent(vm) else None,
-            lambda: self._open_source(vm, _NO_REPOSITORY),
-            self.clock,
-            company,
-        )
-
-    def let_go_of_guests(self) -> None:
-        """Thaw and resume every guest that a process held which has ended; what does not work now is logged."""
-        names = self.spool.held_vms()
-        if not set(names) <= {vm.name for vm in self.config.vms} and self.config.protects:
-            try:
-                self.protection.look()
-            except DrsyncError as err:
-                _LOGGER.warning("some guests may still be held, and libvirt can't be asked for them: %s", err)
-        held = [vm for vm in self.protection.vms if vm.name in names]
-        if held:
-            with ThreadPoolExecutor(_LETTING_GO) as pool:
-                list(pool.map(self._let_go, held))
-
-    def _let_go(self, vm: VmSettings) -> None:
-        with suppress(CaptureRunning), self.spool.vm(vm.name).locked():  # a live process looks after its own
-            self._quiesce(vm).recover()
-
-    def holds_guest(self, vm_name: str) -> bool:
-        """Whether this process holds a guest still now."""
-        held = self.spool.vm(vm_name).held()
-        return held is not None and held.pid == os.getpid()
-
     def _open_domain(self, vm: VmSettings, source: LibvirtSource, repository_tag: str) -> Source:
         with libvirt_needed(vm.name):
             from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
@@ -311,8 +253,7 @@ class Session:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
         vm = self.protection.vm(vm_name)
-        if self.spool.vm(vm_name).held() is not None:
-            self._let_go(vm)  # before the repository is looked for, which may be away
+        self.guests.let_go_of(vm)  # before the repository is looked for, which may be away
         options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
         return run_cycle(
             self.log(vm.name),
@@ -322,7 +263,7 @@ class Session:
             self.clock,
             progress,
             options,
-            self._quiesce(vm, company),
+            self.guests.quiesce(vm, company),
         )
 
     def together(self, vm_name: str) -> Sequence[VmSettings]:
@@ -368,7 +309,7 @@ class Session:
             return lambda company: self.capture(name, progress, full=full, take_over=take_over, company=company)
 
         with self.spool.group_locked(group):
-            return run_together(assembly, {name: cycle_of(name) for name in names}, self.holds_guest)
+            return run_together(assembly, {name: cycle_of(name) for name in names}, self.guests.are_held)
 
     def beat(self) -> None:
         """Write this host's heartbeat: what its spool knows of each configured VM."""
@@ -501,11 +442,6 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
-
-
-def _has_agent(vm: VmSettings) -> bool:
-    """Whether there is a way to the guest's agent; for a domain, libvirt knows."""
-    return isinstance(vm.source, LibvirtSource) or vm.source.agent is not None
 
 
 def _chosen(point: Point, wanted: Sequence[str]) -> list[str]:

@@ -145,7 +145,7 @@ def _agent(session: Session, vm: VmSettings) -> Sequence[str]:
     if vm.consistency is not Consistency.FILESYSTEM:
         return []
     try:
-        info = session.about_agent(vm)
+        info = session.guests.about_agent(vm)
         problem = "" if info.can_freeze else f"qemu-ga {info.version} is not allowed to freeze file systems"
     except AgentFailed as err:
         problem = f"no answer from the guest agent: {err}"

@@ -36,7 +36,7 @@ def command(app: App) -> None:
     """
     app.set_up_logging(least=1)
     config = app.config()
-    Session(config, app.clock).let_go_of_guests()
+    Session(config, app.clock).guests.let_go()
     _reach(config, app)
     daemon = Daemon(
         config,
@@ -64,9 +64,9 @@ def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
 
 def _let_go(config: Config, app: App) -> None:
     """Let the threads that are left behind let their guests go; if they don't, the next start does."""
-    session = Session(config, app.clock)
+    guests = Session(config, app.clock).guests
     deadline_s = app.clock.monotonic_s() + LETTING_GO_S
-    while any(map(session.holds_guest, session.spool.held_vms())) and app.clock.monotonic_s() < deadline_s:
+    while guests.any_held() and app.clock.monotonic_s() < deadline_s:
         time.sleep(0.05)
 
 

@@ -182,7 +182,7 @@ class Pausing(Alone):
     alone, pauses = False, "pause" in sys.argv
 
 with session.spool.vm("web").locked(), session.open_source(vm) as source:
-    with session._quiesce(vm, Pausing()).instant(new_capture_id(), source)():
+    with session.guests.quiesce(vm, Pausing()).instant(new_capture_id(), source)():
         print("held", flush=True)
         time.sleep(600)
 """
