@@ -48,7 +48,7 @@ def command(app: App) -> None:
     for number, request in REQUESTS.items():
         signal.signal(number, _asking(daemon, request))
     if not daemon.run():
-        _let_go(daemon.config, app)
+        wait_for_guests(daemon.config, app)
         # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
         logging.shutdown()
         sys.stdout.flush()
@@ -62,7 +62,7 @@ def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
     return handle
 
 
-def _let_go(config: Config, app: App) -> None:
+def wait_for_guests(config: Config, app: App) -> None:
     """Let the threads that are left behind let their guests go; if they don't, the next start does."""
     guests = Session(config, app.clock).guests
     deadline_s = app.clock.monotonic_s() + LETTING_GO_S
