@@ -108,9 +108,10 @@ class Assembly:
                 raise GroupAbandoned
 
     def leave(self, name: str, why: str) -> None:
-        """A member takes no further part; `why` is empty if it has done all of its part."""
+        """A member takes no further part; `why` is empty if its cycle ended well, with a point or without one."""
         with self._condition:
-            self._leave(name, why)
+            took_point = self._steps.get(name, 0) >= Step.COPIED
+            self._leave(name, why or ("" if took_point else "took no point"))
 
     def captured(self, name: str, instant: _Instant, *, still: bool) -> None:
         """Note a member's instant."""

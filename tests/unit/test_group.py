@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,26 @@ def test_more_members_than_two_and_many_times(tmp_path: Path) -> None:
         assert all(t.consistent and set(t.members) == set(lab.vms) for t in told.values())
     for vm in lab.vms.values():
         vm.check_settled()
+
+
+def test_a_member_whose_cycle_ends_without_a_point_is_told(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.write()
+    assembly = Assembly("shop", list(lab.vms), pauses=True, gather_s=DEADLINE_S, copy_s=DEADLINE_S)
+    app = lab.vms["app"]
+
+    def captured(company: Company) -> Outcome:
+        policy, spool = QuiescePolicy(), app.spool().vm(VM)
+        return app.cycle(quiesce=Quiesce(policy, spool, None, app.source, SystemClock(), company))
+
+    def busy_with_something_else(_company: Company) -> Outcome:
+        return Outcome(
+            vm="db", result=Result.UNCHANGED, segment=None, shipped_before=None, checked_at=datetime.now(UTC)
+        )
+
+    done = run_together(assembly, {"app": captured, "db": busy_with_something_else}, lambda _: False)
+    told = lab.told(done["app"])
+    assert (told.consistent, told.reason) == (False, "db took no point")
 
 
 def test_who_was_left_behind_waits_for_nobody() -> None:
