@@ -116,6 +116,7 @@ class LibvirtSite:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # Ctrl-C ends the tests, which then end it in good order
             )
         self._wait_until_up(self._process)
         self._namespaces.add(_mount_namespace(self._process.pid))
