@@ -1,9 +1,10 @@
 """One capture cycle of one VM: settle what is left, survey, capture, ship, release.
 
     lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release (─▶ map)
-              │ fenced? stop          │                        │         │         ▲
-              ▼                       ▼                        │         └ seed ───┘ what is too much is read live first
-                                                               └ nothing changed: note it, done
+      │       │ fenced? stop          │                        │         │         ▲
+      │       ▼                       ▼                        │         └ seed ───┘ what is too much is read live first
+      └ let a guest go that a dead                             └ nothing changed: note it, done
+        process held (quiesce.py)
     Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
 
 The old bitmap is dropped only after the commit, the layers only after that: a
@@ -13,7 +14,7 @@ crash between any two steps costs at most one capture, never a point.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -26,6 +27,7 @@ from drsync.journal import Journal
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
 from drsync.ship import ship
@@ -86,16 +88,18 @@ def run_cycle(
     clock: Clock,
     progress: Progress,
     options: CaptureOptions,
+    quiesce: Quiescing | None = None,
 ) -> Outcome:
-    """Bring the newest state of one VM into its log.
+    """Bring the newest state of one VM into its log; `quiesce` is what is done to the guest around the instant.
 
     Raises:
+        GuestHeld: the point is committed, but the guest may still be frozen or paused.
         Fenced: another drsync took the VM over; it is remembered, and nothing was written.
         CaptureRunning: another process on this host is at it.
         SourceError, SpoolError, StoreError: nothing was lost; the next cycle goes on from there.
     """
     with spool.locked():
-        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options)
+        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
             return cycle.run()
         except DrsyncError as err:
@@ -116,6 +120,7 @@ class _Cycle:
         clock: Clock,
         progress: Progress,
         options: CaptureOptions,
+        quiesce: Quiescing,
     ) -> None:
         self._log = log
         self._spool = spool
@@ -123,17 +128,21 @@ class _Cycle:
         self._clock = clock
         self._progress = progress
         self._options = options
+        self._quiesce = quiesce
         self._writer_id = writer_id
 
     def run(self) -> Outcome:
+        self._quiesce.recover()
         writer = self._open_log()
         try:
             shipped = self._ship_waiting(writer)
             with self._open_source() as source:
-                return self._capture(writer, source, shipped)
+                outcome = self._capture(writer, source, shipped)
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
+        self._quiesce.settle()
+        return outcome
 
     def _open_log(self) -> LogWriter:
         state = self._spool.state()
@@ -197,22 +206,21 @@ class _Cycle:
     def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
         head = newest_point(self._log, writer.head)
         base = base_of(head)
-        now = self._clock.now()
         over = base.capture if base is not None else None
+        unchanged = Outcome(
+            vm=self._log.vm,
+            result=Result.UNCHANGED,
+            segment=head,
+            shipped_before=shipped,
+            checked_at=self._clock.now(),  # before the survey: what is written during it may not be in it
+        )
         journal = open_journal(self._spool, over, send_all=self._options.full)
         if journal is None:
             disks = source.survey(base, full=self._options.full)
-            if base is not None and head is not None and _is_unchanged(base, disks):
-                self.remember(checked_at=now.isoformat(), error="", error_at="")
-                return Outcome(
-                    vm=self._log.vm, result=Result.UNCHANGED, segment=head, shipped_before=shipped, checked_at=now
-                )
             if not is_to_be_streamed(disks, self._spool, self._options.seed):
-                return self._push(writer, source, base, disks, shipped)
+                return self._push_if_changed(writer, source, base, disks, unchanged)
         if not self._options.may_seed:
-            return Outcome(
-                vm=self._log.vm, result=Result.SEED_DUE, segment=head, shipped_before=shipped, checked_at=now
-            )
+            return replace(unchanged, result=Result.SEED_DUE)
         if journal is None:
             journal = begin_journal(self._spool, over, send_all=self._options.full, clock=self._clock)
         seed = self._seed(journal, head)
@@ -221,8 +229,18 @@ class _Cycle:
         except (LiveUnavailable, LibraryMissing) as err:
             return self._push_instead(writer, source, base, shipped, err)
         if closing is None:
-            return Outcome(vm=self._log.vm, result=Result.SEEDING, segment=head, shipped_before=shipped, checked_at=now)
+            return replace(unchanged, result=Result.SEEDING)
         return self._push(writer, source, closing.base, closing.disks, shipped, seed=seed, over=over)
+
+    def _push_if_changed(
+        self, writer: LogWriter, source: Source, base: Base | None, disks: Sequence[DiskSurvey], unchanged: Outcome
+    ) -> Outcome:
+        """Capture what was surveyed, unless neither this VM nor one of its group has changed."""
+        changed = base is None or not _is_unchanged(base, disks)
+        if self._quiesce.agree(changed=changed):
+            return self._push(writer, source, base, disks, unchanged.shipped_before)
+        self.remember(checked_at=unchanged.checked_at.isoformat(), error="", error_at="")
+        return unchanged
 
     def _push_instead(
         self, writer: LogWriter, source: Source, base: Base | None, shipped: Segment | None, cause: DrsyncError
@@ -285,7 +303,9 @@ class _Cycle:
                 timeout_s=self._options.timeout_s,
                 keep_free_bytes=self._spool.keep_free_bytes,
                 progress=self._progress,
+                instant=self._quiesce.instant(capture, source),
             )
+            result = self._quiesce.described(result)
             spooled = _spooled(capture, base, disks, result, send_all=self._options.full)
             if seed is not None and base is not None:
                 told = [msgspec.structs.replace(d, reason=seed.reason(d.name)) for d in spooled.disks]

@@ -8,7 +8,8 @@
     ├── LogError           45-49  who may write a VM's log
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
-    └── TargetError        70-79  where a VM comes back
+    ├── TargetError        70-79  where a VM comes back
+    └── GuestError         90-99  the guest, held still for a capture
 
 Each class has a `code` (also the exit code of the command line; click uses 1
 and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
@@ -466,3 +467,25 @@ class TargetUnusable(TargetError):
     code = 72
     template = "can't write {path}: {problem}"
     remedy_template = "ls -ld {path}"
+
+
+class GuestError(DrsyncError):
+    """The guest, held still for a capture."""
+
+
+class FreezeFailed(GuestError):
+    """The guest's file systems could not be held frozen, and the VM's points have to be filesystem-consistent."""
+
+    code = 90
+    retryable = True
+    template = "VM {vm}: no filesystem-consistent point: {problem}"
+    remedy_template = 'drsync config check   (does the guest run qemu-ga? or set on_freeze_failure = "crash")'
+
+
+class GuestHeld(GuestError):
+    """The guest was frozen or paused for a capture, and it is not known that it was let go; points are not affected."""
+
+    code = 91
+    retryable = True
+    template = "VM {vm}: its guest may still be {what}: {problem}"
+    remedy_template = "drsync capture {vm}   (lets it go first; else restart qemu-ga in the guest, or the guest)"

@@ -62,6 +62,15 @@ class Consistency(StrEnum):
     FILESYSTEM = "filesystem"
 
 
+class OnFreezeFailure(StrEnum):
+    """What becomes of a point whose guest could not be held frozen."""
+
+    CRASH = "crash"
+    """It is taken all the same, and labelled as what it is."""
+    FAIL = "fail"
+    """It is not taken."""
+
+
 class Clock(Protocol):
     """The time, passed in so that tests can set it."""
 

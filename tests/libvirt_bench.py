@@ -29,7 +29,7 @@ from source_bench import MIB, SIZES, TAG, RootOnDaemon
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.model import CaptureId, Pace, Progress
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, LiveView, Source
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
 from drsync.source.libvirt_xml import checkpoint_xml
@@ -124,6 +124,7 @@ class LibvirtBench(RootOnDaemon):
     """The domain `web`; off until its source is opened or it is started."""
 
     keeps_bitmaps = True
+    runs_guest = True
     root_format = "raw"
     missing = BROKEN_REASON
     inconsistent = BROKEN_REASON
@@ -384,6 +385,7 @@ class NamedSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         return self.inner.capture(
             capture,
@@ -393,7 +395,17 @@ class NamedSource:
             timeout_s=timeout_s,
             keep_free_bytes=keep_free_bytes,
             progress=progress,
+            instant=instant,
         )
+
+    def is_running(self) -> bool:
+        return self.inner.is_running()
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self.inner.pause(timeout_s=timeout_s)
+
+    def resume(self, *, timeout_s: float) -> None:
+        self.inner.resume(timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         self.inner.release(keep)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 import click
@@ -20,6 +21,8 @@ from drsync.systemd import Notifier
 
 _LOGGER = logging.getLogger(__name__)
 
+LETTING_GO_S = 15.0
+"""As long as the default limit of a frozen guest, and a bit; less than what systemd waits beyond `stop_timeout`."""
 REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGHUP: Request.RELOAD}
 
 
@@ -34,6 +37,7 @@ def command(app: App) -> None:
     """
     app.set_up_logging(least=1)
     config = app.config()
+    Session(config, app.clock).guests.let_go()
     _reach(config, app)
     upload = TokenBucket(config.limits.upload, app.clock)
     daemon = Daemon(
@@ -46,6 +50,7 @@ def command(app: App) -> None:
     for number, request in REQUESTS.items():
         signal.signal(number, _asking(daemon, request))
     if not daemon.run():
+        wait_for_guests(daemon.config, app)
         # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
         logging.shutdown()
         sys.stdout.flush()
@@ -57,6 +62,14 @@ def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
         daemon.ask(request)
 
     return handle
+
+
+def wait_for_guests(config: Config, app: App) -> None:
+    """Let the threads that are left behind let their guests go; if they don't, the next start does."""
+    guests = Session(config, app.clock).guests
+    deadline_s = app.clock.monotonic_s() + LETTING_GO_S
+    while guests.any_held() and app.clock.monotonic_s() < deadline_s:
+        time.sleep(0.05)
 
 
 def _reach(config: Config, app: App) -> None:

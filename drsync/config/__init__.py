@@ -21,6 +21,7 @@ from drsync.config.settings import (
     RepositorySettings,
     SpoolSettings,
     VmSettings,
+    captured_together,
 )
 
 DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
@@ -37,6 +38,7 @@ __all__ = [
     "RepositorySettings",
     "SpoolSettings",
     "VmSettings",
+    "captured_together",
     "load_config",
     "parse_config",
 ]

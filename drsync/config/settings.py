@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 from drsync.config.key import (
     Key,
+    one_of,
     read_at_least_1s,
     read_disks,
     read_endpoint_url,
@@ -21,11 +22,13 @@ from drsync.config.key import (
     read_rate,
     read_repository_url,
     read_size,
+    read_switch,
     read_text,
     read_texts,
     read_uri,
     shown,
 )
+from drsync.model import Consistency, OnFreezeFailure
 from drsync.pace import Rate
 
 
@@ -158,6 +161,15 @@ class QmpSource:
             why="Left out: all writable disks, named after their device.",
         ),
     ]
+    agent: Annotated[
+        Path | None,
+        Key(
+            name="agent",
+            parse=read_path,
+            meaning="The UNIX socket of the channel to the guest's qemu-ga, for drsync alone (docs/consistency.md).",
+            why='Needed only for `consistency = "filesystem"`. libvirt has the channel of its domains itself.',
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +225,38 @@ def _libvirt_only(value: object) -> str:
     return "libvirt"
 
 
+ConsistencyKey = Annotated[
+    Consistency,
+    Key(
+        name="consistency",
+        parse=one_of(Consistency),
+        default="crash",
+        meaning='`"crash"`: as after a power cut. `"filesystem"`: the guest agent freezes file systems first.',
+        why="It needs nothing in the guest, and journals are made for it. docs/consistency.md weighs the two.",
+    ),
+]
+FreezeTimeoutKey = Annotated[
+    float,
+    Key(
+        name="freeze_timeout",
+        parse=read_at_least_1s,
+        default="10s",
+        meaning="The longest that a guest may be held still, frozen or paused. At least 1s.",
+        why="Windows itself ends a freeze after 10 s, and few users wait longer for an answer.",
+    ),
+]
+OnFreezeFailureKey = Annotated[
+    OnFreezeFailure,
+    Key(
+        name="on_freeze_failure",
+        parse=one_of(OnFreezeFailure),
+        default="crash",
+        meaning='When freezing fails: `"crash"`, take a crash-consistent point; `"fail"`, take none.',
+        why="A point that is as after a power cut is worth more than none.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSettings:
     """`[[vm]]`: one machine to protect."""
@@ -255,6 +299,28 @@ class VmSettings:
             default="10m",
             meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
             why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+        ),
+    ]
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
+    group: Annotated[
+        str | None,
+        Key(
+            name="group",
+            parse=read_name,
+            meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
+            why="Left out: the VM is captured by itself.",
+        ),
+    ]
+    group_pause: Annotated[
+        bool,
+        Key(
+            name="group_pause",
+            parse=read_switch,
+            default=True,
+            meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
+            why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
         ),
     ]
 
@@ -333,6 +399,9 @@ class ProtectSettings:
             why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
         ),
     ]
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +460,14 @@ class Config:
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     daemon: DaemonSettings
+
+
+def captured_together(vms: Sequence[VmSettings]) -> Sequence[Sequence[VmSettings]]:
+    """The VMs as they are captured: each by itself, or all of a group at one instant, in their order."""
+    found: dict[str, list[VmSettings]] = {}
+    for vm in vms:
+        found.setdefault(f"vm {vm.name}" if vm.group is None else f"group {vm.group}", []).append(vm)
+    return list(found.values())
 
 
 TABLES: Final = {

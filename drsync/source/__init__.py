@@ -23,22 +23,27 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
 - C4  a base that is not exactly the bitmap's capture never makes an increment.
 - C5  a survey leaves nothing of dead captures behind in QEMU: jobs, nodes, bitmaps, and what live reading needs.
 - C6  a bitmap, node, job or NBD server that is not drsync's own (of this repository) is never touched.
+- C7  `instant` is entered at most once a capture, when everything else is ready; the one call
+      that fixes the instant of all disks is made in it, and nothing more; it is left before the
+      copying is waited for. What it raises, entered or left, fails the capture (C3) and comes out as it is.
+- C8  `pause` stops only a guest that runs, `resume` starts only one that is paused.
 
 **Live reading**, for a seed (docs/decisions/0004-seed.md), takes no instant: bitmaps
 begin to record (`begin_recording`), then each block is read as it is at that
 moment (`open_live`). Whatever is written since is in those bitmaps; so a capture
 relative to them, laid over what was read, is of one instant.
 
-- C7  a block that was not written since `begin_recording` is read as it is; any other is in the bitmaps of then.
-- C8  a live view of an increment tells of every block written since its base, zeros included.
+- C9  a block that was not written since `begin_recording` is read as it is; any other is in the bitmaps of then.
+- C10 a live view of an increment tells of every block written since its base, zeros included.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +52,22 @@ from drsync.model import CaptureId, Consistency, Kind, Pace, Progress
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Numbers: TypeAlias = npt.NDArray[np.int64]
+
+INSTANT_TIMEOUT_S: Final = 60.0
+"""How long the call that fixes the instant may take when nobody is held still for it: longer is a hang."""
+
+Instant = Callable[[], AbstractContextManager[float]]
+"""Makes the context manager that stands around the one call that fixes a capture's instant.
+
+What is done on entering (freeze file systems, pause, wait for other VMs) is done when all
+that takes time is ready; what is undone on leaving is undone before anything is copied. It yields how
+many seconds the call may take: a source gives up then, if its library lets it.
+"""
+
+
+def at_once() -> AbstractContextManager[float]:
+    """The Instant around which nothing is done."""
+    return nullcontext(INSTANT_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +111,7 @@ class CaptureResult:
     time: datetime
     """The instant that the disks show, by this host's clock, UTC."""
     consistency: Consistency
+    """What the source alone reaches; whoever did more around the instant knows better."""
     definition: Mapping[str, object]
     """What is known of the VM beside its disks, as JSON-able values (machine, memory, versions, block nodes)."""
 
@@ -184,6 +206,7 @@ class Source(Protocol):
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         """Write one layer a disk, all of one instant, and start the bitmaps of `capture`.
 
@@ -191,13 +214,42 @@ class Source(Protocol):
         the path of a layer file that does not exist yet. The bitmaps of `base` go on recording.
         If less than `keep_free_bytes` are free where the layers grow, it is cancelled: a guest
         whose old blocks can't be copied away any more would get write errors. After any
-        failure, the layer files that it made are gone.
+        failure, the layer files that it made are gone. The call that fixes the instant, and the
+        reading of the clock just before it, are wrapped in `instant`.
 
         Raises:
             CaptureFailed: a job failed or was refused; the new bitmaps are removed again.
             SpoolUnusable: a layer file can't be made, or exists; QEMU was not asked for anything.
             CaptureTimeout: cancelled; the new bitmaps are removed again.
-            SourceLost: QEMU went away; the next survey finds out what is left.
+            SourceLost: QEMU went away, or the call that fixes the instant took too long; the next
+                survey finds out what is left.
+            Whatever `instant` raises.
+        """
+        ...
+
+    def is_running(self) -> bool:
+        """Whether a guest's processors run now; one that is paused or off answers no agent.
+
+        Raises:
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def pause(self, *, timeout_s: float) -> bool:
+        """Stop the guest's processors, if they run; whether this call did.
+
+        Raises:
+            CaptureFailed: QEMU refused.
+            SourceLost: QEMU went away, or did not answer in time: the guest may be paused.
+        """
+        ...
+
+    def resume(self, *, timeout_s: float) -> None:
+        """Let a paused guest run on; one that runs, or is in any other state, is left as it is.
+
+        Raises:
+            CaptureFailed: QEMU refused; the guest is still paused.
+            SourceLost: QEMU went away, or did not answer in time: the guest may be paused.
         """
         ...
 

@@ -10,8 +10,8 @@ from drsync.model import Kind
 from drsync.qcow2 import create_image
 from drsync.source import DiskSurvey
 from drsync.source.bitmap import Action, begin_bitmap
-from drsync.source.monitor import Peer
 from drsync.source.nodes import Node
+from drsync.source.unix_socket import Peer
 
 _EFFECTIVE: Final = 2
 """Column of the effective id behind "Uid:" and "Gid:" in /proc/<pid>/status (proc(5))."""

@@ -29,7 +29,7 @@ import libvirt
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey, LiveView
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
 from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, decide
 from drsync.source.jobs import JobFailed, Jobs
@@ -98,13 +98,14 @@ class OfflineSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
         try:
             with self._translated(), self._staying_off():
-                return self._capture(capture, base, disks, layers, made, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, made, instant, watch, deadline_s)
         except BaseException as err:
             self._abandon(capture, made, err)
             if isinstance(err, TimeoutError):
@@ -122,6 +123,16 @@ class OfflineSource:
 
     def incarnation(self) -> str:
         return f"{boot_of_host()} {self._domain.uuid} off"
+
+    def is_running(self) -> bool:
+        self._domain.check_run("is_running")
+        return False
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self.is_running()
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._domain.check_run("resume")
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -189,6 +200,7 @@ class OfflineSource:
         disks: Sequence[DiskSurvey],
         layers: Mapping[str, Path],
         made: list[Path],
+        instant: Instant,
         watch: Watch,
         deadline_s: float,
     ) -> CaptureResult:
@@ -197,8 +209,9 @@ class OfflineSource:
         for disk in disks:
             make_layer(layers[disk.name], disk.size_bytes, (0, 0))
             made.append(layers[disk.name])
-        time = self._clock.now().astimezone(UTC)
-        self._add_bitmaps(capture, xml, disks)
+        with instant():  # a domain that is off holds still by itself; the others of its group may not
+            time = self._clock.now().astimezone(UTC)
+            self._add_bitmaps(capture, xml, disks)
         before = identities(xml)
         definition = self._definition(xml, before)
         self._copy(capture, base, disks, layers, xml, watch, deadline_s)

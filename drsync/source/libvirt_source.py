@@ -30,7 +30,7 @@ import libvirt
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
-from drsync.source import Base, CaptureResult, DiskSurvey, LiveView, Source
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, no_increment
 from drsync.source.libvirt_checkpoints import Checkpoints
@@ -108,12 +108,13 @@ class LibvirtSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, base, disks, layers, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, instant, watch, deadline_s)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
@@ -129,6 +130,25 @@ class LibvirtSource:
 
     def incarnation(self) -> str:
         return f"{boot_of_host()} {self._domain.uuid} {self._domain.run_id}"
+
+    def is_running(self) -> bool:
+        self._domain.check_run("is_running")
+        with self._translated():
+            return bool(self._state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+
+    def pause(self, *, timeout_s: float) -> bool:
+        """libvirt bounds its calls itself: by its keepalive, and by how long it waits for a domain's job."""
+        if not self.is_running():
+            return False
+        with self._translated():
+            self._domain.call("virDomainSuspend", self._domain.handle.suspend)
+        return True
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._domain.check_run("resume")
+        with self._translated():
+            if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
+                self._domain.call("virDomainResume", self._domain.handle.resume)
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -148,6 +168,11 @@ class LibvirtSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _state(self) -> tuple[int, int]:
+        """The domain's state and its reason (virDomainState)."""
+        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
+        return state, reason
 
     # What libvirt has
 
@@ -193,6 +218,7 @@ class LibvirtSource:
         base: Base | None,
         disks: Sequence[DiskSurvey],
         layers: Mapping[str, Path],
+        instant: Instant,
         watch: Watch,
         deadline_s: float,
     ) -> CaptureResult:
@@ -207,7 +233,7 @@ class LibvirtSource:
                 make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
                 made.append(layers[disk.name])
             with self._jobs.watched() as ended:
-                time = self._begin(capture, copies, xml)
+                time = self._begin(capture, copies, xml, instant)
                 self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
             wait_until_closed(made, self._clock)
         except BaseException as err:
@@ -234,7 +260,7 @@ class LibvirtSource:
             copies.append(copy)
         return copies
 
-    def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml) -> datetime:
+    def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml, instant: Instant) -> datetime:
         """Start all bitmaps and all copies at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
@@ -245,8 +271,8 @@ class LibvirtSource:
         backup = backup_xml(copies, [t for t in targets if t not in {copy.target for copy in copies}])
         others = [target for target in targets if target not in kept]
         checkpoint = checkpoint_xml(self._owner.checkpoint(capture), kept, others) if kept else None
-        time = self._clock.now().astimezone(UTC)
-        with self._paused() if xml.has_iothreads else _going_on():
+        with instant(), self._paused() if xml.has_iothreads else _going_on():
+            time = self._clock.now().astimezone(UTC)
             self._fix_instant(backup, checkpoint)
         return time
 

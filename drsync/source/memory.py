@@ -19,7 +19,7 @@ import numpy as np
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost, SpoolUnusable
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
 from drsync.qcow2 import ENTRY_ZERO, TABLE_BLOCKS, Entries, ImageWriter
-from drsync.source import Base, CaptureResult, DiskSurvey, Numbers, Presence
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Numbers, Presence, at_once
 from drsync.source.bitmap import DirtyBitmap, Owner, decide
 from drsync.source.watch import Watch
 
@@ -102,6 +102,8 @@ class MemoryVm:
         self.disks = dict(disks)
         self.starts = 1
         """Sessions of an earlier start are lost."""
+        self.running = True
+        """False while its processors are paused."""
         self.during_capture: Callable[[], None] = lambda: None
         """Called when a capture has begun and nothing is copied yet: a test may write, fail it, or end the VM."""
         self.during_read: Callable[[], None] = lambda: None
@@ -111,6 +113,7 @@ class MemoryVm:
     def restart(self) -> None:
         """Shut down cleanly and start again: persistent bitmaps are saved, the others end."""
         self.starts += 1
+        self.running = True
         for disk in self.disks.values():
             disk.bitmaps = {name: bitmap for name, bitmap in disk.bitmaps.items() if bitmap.persistent}
 
@@ -160,12 +163,15 @@ class MemorySource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         watch = Watch(self._vm.name, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
         try:
-            time = self._clock.now().astimezone(UTC)
-            copies = self._begin(capture, base, disks, layers, made)
+            self._prepare(disks, layers, made)
+            with instant():
+                time = self._clock.now().astimezone(UTC)
+                copies = self._begin(capture, base, disks, layers)
             self._vm.during_capture()
             self._check_session("capture")
             total_bytes = sum(len(copy.blocks) for copy in copies) * BLOCK_SIZE
@@ -201,6 +207,19 @@ class MemorySource:
     def incarnation(self) -> str:
         self._check_session("incarnation")
         return str(self._vm.starts)
+
+    def is_running(self) -> bool:
+        self._check_session("is_running")
+        return self._vm.running
+
+    def pause(self, *, timeout_s: float) -> bool:
+        self._check_session("pause")
+        ran, self._vm.running = self._vm.running, False
+        return ran
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._check_session("resume")
+        self._vm.running = True
 
     def release(self, keep: CaptureId) -> None:
         self._check_session("release")
@@ -241,22 +260,24 @@ class MemorySource:
             persistent=disk.persistent,
         )
 
+    def _prepare(self, disks: Sequence[DiskSurvey], layers: Mapping[str, Path], made: list[Path]) -> None:
+        """Check the disks and make the layers' files; `made` is told those that exist."""
+        present = self._disks("capture")
+        for survey in disks:
+            if len(present[survey.name].content) != survey.size_bytes:
+                raise self._failed(f"disk {survey.name} is not as it was surveyed")
+            _make_layer(layers[survey.name])
+            made.append(layers[survey.name])
+
     def _begin(
-        self,
-        capture: CaptureId,
-        base: Base | None,
-        disks: Sequence[DiskSurvey],
-        layers: Mapping[str, Path],
-        made: list[Path],
+        self, capture: CaptureId, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path]
     ) -> list["_DiskCopy"]:
-        """Freeze what is to be copied, and start the new bitmaps."""
+        """Keep what is to be copied as it is now, and start the new bitmaps."""
         present = self._disks("capture")
         copies = []
         for survey in disks:
             disk = present[survey.name]
             blocks = self._blocks(disk, survey, base)
-            _make_layer(layers[survey.name])
-            made.append(layers[survey.name])
             copies.append(_DiskCopy(path=layers[survey.name], content=bytes(disk.content), blocks=blocks))
         for survey in disks:
             bitmap = MemoryBitmap(persistent=survey.persistent)
@@ -265,8 +286,6 @@ class MemorySource:
 
     def _blocks(self, disk: MemoryDisk, survey: DiskSurvey, base: Base | None) -> Sequence[int]:
         """The blocks that a layer of `disk` holds."""
-        if len(disk.content) != survey.size_bytes:
-            raise self._failed(f"disk {survey.name} is not as it was surveyed")
         if survey.kind is not Kind.INCREMENTAL:
             return _written(disk.content)
         bitmap = None if base is None else disk.bitmaps.get(self._owner.bitmap(base.capture, survey.name))

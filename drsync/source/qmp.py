@@ -29,7 +29,7 @@ from typing import Final, Self
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey, LiveView
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
 from drsync.source.backup import DiskCopy, identity, incarnation_of, make_layer
 from drsync.source.bitmap import Owner, begin_bitmap, decide
 from drsync.source.definition import describe
@@ -105,12 +105,13 @@ class QmpSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, self._plan(capture, base, disks, layers), watch, deadline_s)
+                return self._capture(capture, self._plan(capture, base, disks, layers), instant, watch, deadline_s)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
@@ -131,6 +132,22 @@ class QmpSource:
 
     def incarnation(self) -> str:
         return incarnation_of(self._monitor.peer)
+
+    def is_running(self) -> bool:
+        with self._translated():
+            return self._run_state() == "running"
+
+    def pause(self, *, timeout_s: float) -> bool:
+        with self._translated():
+            if self._run_state() != "running":
+                return False
+            self._monitor.execute("stop", timeout_s=timeout_s)
+            return True
+
+    def resume(self, *, timeout_s: float) -> None:
+        with self._translated():
+            if self._run_state() == "paused":
+                self._monitor.execute("cont", timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -188,15 +205,21 @@ class QmpSource:
 
     def _refuse_while_migrating(self) -> None:
         """A VM that arrives has not loaded its bitmaps yet; one that leaves must not have its disks held by a job."""
-        try:
-            state = self._monitor.query("query-status", dict[str, object]).get("status")
-            migration = self._monitor.query("query-migrate", dict[str, object]).get("status")
-        except CommandRefused:
-            return  # a qemu-storage-daemon runs no VM
+        state = self._run_state()
+        if state is None:
+            return
+        migration = self._monitor.query("query-migrate", dict[str, object]).get("status")
         if state in _MIGRATING:
             raise self._failed("query-status", f"the VM is being migrated, its state is {state}")
         if migration not in _NO_MIGRATION:
             raise self._failed("query-migrate", f"the VM is being migrated, the migration is {migration}")
+
+    def _run_state(self) -> str | None:
+        """QEMU's RunState of the VM; None from a qemu-storage-daemon, which runs none."""
+        try:
+            return str(self._monitor.query("query-status", dict[str, object]).get("status"))
+        except CommandRefused:
+            return None
 
     # Taking a capture
 
@@ -227,7 +250,7 @@ class QmpSource:
         return nodes
 
     def _capture(
-        self, capture: CaptureId, copies: Sequence[DiskCopy], watch: Watch, deadline_s: float
+        self, capture: CaptureId, copies: Sequence[DiskCopy], instant: Instant, watch: Watch, deadline_s: float
     ) -> CaptureResult:
         made: list[Path] = []
         try:
@@ -239,7 +262,8 @@ class QmpSource:
                 made.append(copy.path)
             for copy in copies:
                 self._monitor.execute("blockdev-add", copy.layer())
-            time = self._begin(copies)
+            with instant() as limit_s:
+                time = self._begin(copies, limit_s)
             self._jobs.wait([copy.job for copy in copies], deadline_s=deadline_s, on_progress=watch.tick)
             self._close_layers(copies)
         except BaseException as err:
@@ -247,7 +271,7 @@ class QmpSource:
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
 
-    def _begin(self, copies: Sequence[DiskCopy]) -> datetime:
+    def _begin(self, copies: Sequence[DiskCopy], limit_s: float) -> datetime:
         """Start all bitmaps and all jobs at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
@@ -255,7 +279,7 @@ class QmpSource:
         """
         time = self._clock.now().astimezone(UTC)
         actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup() for copy in copies]
-        self._monitor.execute("transaction", {"actions": actions})
+        self._monitor.execute("transaction", {"actions": actions}, timeout_s=limit_s)
         return time
 
     def _close_layers(self, copies: Sequence[DiskCopy]) -> None:

@@ -67,6 +67,7 @@ class ScriptedCaptures:
         self.running = 0
         self.most_running = 0
         self.beats = 0
+        self.groups: list[tuple[str, ...]] = []
         self._lock = threading.Lock()
 
     def capture(
@@ -87,6 +88,20 @@ class ScriptedCaptures:
             with self._lock:
                 self.running -= 1
         return unchanged(vm)
+
+    def capture_together(
+        self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
+    ) -> Mapping[str, Outcome | Exception]:
+        """A group: its members end as their scripts say, one after the other."""
+        with self._lock:
+            self.groups.append(tuple(names))
+        results: dict[str, Outcome | Exception] = {}
+        for name in names:
+            try:
+                results[name] = self.capture(name, progress_of(name), may_seed=may_seed)
+            except Exception as err:  # noqa: BLE001 - as a group hands it over
+                results[name] = err
+        return results
 
     def vms(self) -> Sequence[VmSettings]:
         if self.trouble is not None:
@@ -187,7 +202,7 @@ def pattern_config(*vms: str) -> Config:
 
 def found_vm(name: str) -> VmSettings:
     source = LibvirtSource(domain=name, uri="qemu:///system", exclude=())
-    return VmSettings(name=name, source=source, rpo_s=0.05, capture_timeout_s=600)
+    return replace(config_of(name).vms[0], source=source)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -511,6 +526,73 @@ def test_what_does_not_finish_in_time_or_on_a_second_request_is_abandoned_and_na
 def test_a_host_without_vms_still_runs_and_stops() -> None:
     with running(config_of(), ScriptedCaptures()) as work:
         assert work.stop() is True
+
+
+# ---- groups ------------------------------------------------------------------------------------
+
+
+def grouped(config: Config, group: str, *names: str) -> Config:
+    return replace(config, vms=[replace(vm, group=group if vm.name in names else vm.group) for vm in config.vms])
+
+
+def test_the_vms_of_a_group_are_one_job_and_the_others_are_not_in_it() -> None:
+    captures = ScriptedCaptures()
+    with running(grouped(config_of("web", "db", "app"), "shop", "db", "app"), captures) as work:
+        wait_until(lambda: len(captures.groups) >= 3 and captures.counts["web"] >= 3)
+        assert work.stop() is True
+    assert set(captures.groups) == {("db", "app")}
+    assert captures.counts["db"] == captures.counts["app"] == len(captures.groups)
+
+
+def test_a_member_that_is_fenced_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    captures = ScriptedCaptures({"db": raising(Fenced(vm="db", writer="0123", epoch=2))})
+    with running(grouped(config_of("db", "app"), "shop", "db", "app"), captures):
+        wait_until(lambda: captures.counts["app"] >= 4)
+    assert captures.groups[:2] == [("db", "app"), ("app",)]
+    assert captures.counts["db"] == 1
+    assert "vm=db fenced: " in caplog.text
+
+
+def test_a_member_that_stays_away_does_not_make_the_others_be_captured_all_the_time() -> None:
+    captures = ScriptedCaptures({"db": raising(StoreUnavailable(url="s3://b", problem="503"))})
+    config = grouped(config_of("db", "app", rpo_s=0.5), "shop", "db", "app")
+    with running(config, captures):
+        wait_until(lambda: captures.counts["db"] >= 4)  # tried again after 1 s, 2 s, 4 s; then by its slots
+        wait_until(lambda: len(captures.times["app"]) >= 7)
+    gaps = [b - a for a, b in pairwise(captures.times["app"])]
+    assert all(gap > 0.9 for gap in gaps[:3])
+    assert all(0.3 < gap < 1.5 for gap in gaps[4:6]), gaps
+
+
+def test_a_bug_in_a_groups_capture_is_each_members_failure(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(ScriptedCaptures):
+        def capture_together(
+            self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
+        ) -> Mapping[str, Outcome | Exception]:
+            raise ZeroDivisionError
+
+    captures = Broken()
+    with running(grouped(config_of("db", "app", "web"), "shop", "db", "app"), captures):
+        wait_until(lambda: "vm=app failed" in caplog.text and captures.counts["web"] >= 3)
+    assert "vm=db failed times=1, tried again with back-off: a bug in drsync" in caplog.text
+
+
+def test_a_group_waits_for_a_capture_of_one_of_its_vms_that_began_before_a_reload() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        assert leave.wait(DEADLINE_S)
+
+    captures = ScriptedCaptures({"db": slow})
+    new = grouped(config_of("db", "app", "web"), "shop", "db", "app")
+    with running(config_of("db"), captures, load=lambda: new) as work:
+        assert entered.wait(DEADLINE_S)
+        work.daemon.ask(Request.RELOAD)
+        wait_until(lambda: captures.counts["web"] >= 5)
+        assert captures.groups == []
+        leave.set()
+        wait_until(lambda: len(captures.groups) >= 1)
 
 
 def test_vm_settings_of_a_test_are_those_of_a_file() -> None:
