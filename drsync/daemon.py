@@ -256,7 +256,7 @@ class _Generation:
             threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
 
     def _schedule(self, job: "_Job") -> None:
-        self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key)
+        self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key, executor=job.workers)
 
     def _keep_looking(self, look_s: float) -> None:
         """Match the patterns, now and then. Waits by itself: libvirt may hang, and must not hold up a capture."""
@@ -363,7 +363,7 @@ class _Job:
     A VM that has to be seeded is left out until its _SeedJob is done.
     """
 
-    workers = _CAPTURES
+    workers: str = _CAPTURES
 
     def __init__(
         self,

@@ -665,6 +665,75 @@ def test_a_seed_is_handed_over_when_the_configuration_is_read_again() -> None:
         wait_until(lambda: seed.begun == 2)
 
 
+def test_a_member_that_has_to_be_seeded_is_seeded_by_itself_while_its_group_goes_on() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    config = grouped(config_of("big", "app", "db", parallel=1), "shop", "big", "app", "db")
+    with running(config, captures):
+        wait_until(lambda: seed.begun == 1)
+        before = len(captures.groups)
+        wait_until(lambda: len(captures.groups) >= before + 5)
+        assert seed.begun == 1
+        captures.seeds = {}
+        seed.ends = True
+        wait_until(lambda: captures.counts["big"] >= 3)  # it is captured with its group again
+    assert captures.groups[0] == ("big", "app", "db")
+    assert set(captures.groups[1:before]) <= {("app", "db")}
+    assert captures.groups[-1] == ("big", "app", "db")
+    assert captures.groups.count(("big", "app", "db")) == captures.counts["big"] + 1
+
+
+def test_a_group_whose_members_are_all_seeded_comes_together_again() -> None:
+    captures = ScriptedCaptures()
+    begun, ends = [], threading.Event()
+
+    def seed_of(name: str) -> Callable[[Callable[[], bool]], Result]:
+        def seed(_stop: Callable[[], bool]) -> Result:
+            begun.append(name)
+            assert ends.wait(DEADLINE_S)
+            del captures.seeds[name]
+            return Result.COMMITTED
+
+        return seed
+
+    captures.seeds = {"big": seed_of("big"), "bigger": seed_of("bigger")}
+    with running(grouped(config_of("big", "bigger"), "shop", "big", "bigger"), captures):
+        wait_until(lambda: len(begun) == 1)
+        time.sleep(0.3)  # several slots, in which there is nobody to capture
+        assert captures.groups == [("big", "bigger")]
+        ends.set()
+        wait_until(lambda: captures.groups.count(("big", "bigger")) >= 3)
+    assert sorted(begun) == ["big", "bigger"]
+
+
+def test_a_seed_that_fails_is_tried_again_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    seed = Seeding()
+
+    def failing(stop: Callable[[], bool]) -> Result:
+        if seed.begun == 0:
+            seed.begun += 1
+            raise StoreUnavailable(url="s3://b", problem="503")
+        return seed(stop)
+
+    captures = ScriptedCaptures()
+    captures.seeds = {"big": failing}
+    with running(grouped(config_of("big", "app"), "shop", "big", "app"), captures):
+        wait_until(lambda: seed.begun == 2)
+        assert set(captures.groups[1:]) <= {("app",)}
+    assert caplog.text.count("vm=big failed code=30 times=1, tried again with back-off") == 1
+
+
+def test_a_member_that_is_fenced_while_it_is_seeded_is_given_up() -> None:
+    def fenced(_stop: Callable[[], bool]) -> Result:
+        raise Fenced(vm="big", writer="0123", epoch=2)
+
+    captures = ScriptedCaptures()
+    captures.seeds = {"big": fenced}
+    with running(grouped(config_of("big", "app"), "shop", "big", "app"), captures):
+        wait_until(lambda: captures.counts["app"] >= 10)
+    assert captures.groups.count(("big", "app")) == 1
+
+
 # ---- patterns ----------------------------------------------------------------------------------
 
 
