@@ -151,7 +151,8 @@ class UploadDisk:
         self._stream.finish()
         if self._front:
             self._stream = self._open_stream(0)
-            self._send(0, self._front)
+            with translated(self._path):  # without holes: behind a hole, the other side cuts the file off
+                self._send_data(0, self._front)
             self._stream.finish()
         self._close()
 
@@ -205,11 +206,14 @@ class UploadDisk:
         """Send a range of the scratch file, its holes as holes."""
         with translated(self._path):
             for at, length, is_data in _extents(self._fd, start, end):
-                if not is_data:
+                if is_data:
+                    self._send_data(at, length)
+                else:
                     self._stream.skip(length)
-                    continue
-                for piece in range(at, at + length, _PIECE_BYTES):
-                    self._stream.send(os.pread(self._fd, min(_PIECE_BYTES, at + length - piece), piece))
+
+    def _send_data(self, at: int, length: int) -> None:
+        for piece in range(at, at + length, _PIECE_BYTES):
+            self._stream.send(os.pread(self._fd, min(_PIECE_BYTES, at + length - piece), piece))
 
 
 def _extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:

@@ -131,9 +131,9 @@ def _map_character_device(device: ET.Element, target: Target, notes: Notes) -> N
     source = device.find("source")
     path = source.get("path", "") if source is not None else ""
     log = device.find("log")
-    if log is not None and target.around.has_path(str(PurePosixPath(log.get("file", "")).parent)) is False:
+    if log is not None and (why := _no_folder(log.get("file", ""), target)):
         device.remove(log)
-        notes.changed(subject, f"its log {log.get('file')} is left out: there is no such directory here")
+        notes.changed(subject, f"its log is left out: {why}")
     if path.startswith(_PRIVATE_SOCKETS) and source is not None:
         device.remove(source)  # libvirt names it anew
     elif device.get("type") == "pty" and source is not None:
@@ -141,8 +141,8 @@ def _map_character_device(device: ET.Element, target: Target, notes: Notes) -> N
         device.attrib.pop("tty", None)
     elif device.get("type") in ("dev", "pipe") and target.around.has_path(path) is not True:
         _make_pty(device, notes, f"{path} was a device of the old host")
-    elif device.get("type") in ("file", "unix") and _folder_is_missing(path, target):
-        _make_pty(device, notes, f"there is no directory for {path} here")
+    elif device.get("type") in ("file", "unix") and (why := _no_folder(path, target)):
+        _make_pty(device, notes, why)
 
 
 def _make_pty(device: ET.Element, notes: Notes, why: str) -> None:
@@ -157,8 +157,12 @@ def _make_pty(device: ET.Element, notes: Notes, why: str) -> None:
         notes.changed(device.tag, f"{why}: it is a pseudo-terminal (virsh console)")
 
 
-def _folder_is_missing(path: str, target: Target) -> bool:
-    return bool(path) and target.around.has_path(str(PurePosixPath(path).parent)) is False
+def _no_folder(path: str, target: Target) -> str:
+    """Why a file or socket can't be made at `path`, as far as it is known; empty if it can."""
+    there = target.around.has_path(str(PurePosixPath(path).parent)) if path else True
+    if there is None:
+        return f"it can't be told from here whether there is a directory for {path}"
+    return "" if there else f"there is no directory for {path} here"
 
 
 def _drop_missing_path(parent: ET.Element, device: ET.Element, target: Target, notes: Notes) -> None:
@@ -189,11 +193,11 @@ def _map_command_line(domain: ET.Element, target: Target, notes: Notes) -> None:
     arguments = line.findall(f"{{{tree.QEMU_NAMESPACE}}}arg")
     for option in _options(arguments):
         words = [argument.get("value", "") for argument in option]
-        missing = next((path for word in words for path in _paths(word) if _folder_is_missing(path, target)), None)
-        if missing is not None:
+        why = next((why for word in words for path in _paths(word) if (why := _no_folder(path, target))), "")
+        if why:
             for argument in option:
                 line.remove(argument)
-            notes.changed("QEMU options", f"{' '.join(words)} is left out: there is no directory for {missing} here")
+            notes.changed("QEMU options", f"{' '.join(words)} is left out: {why}")
     if not len(line):
         domain.remove(line)
 

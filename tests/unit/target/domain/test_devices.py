@@ -115,6 +115,13 @@ def test_options_for_files_that_cannot_be_here_are_left_out_and_others_stay() ->
     assert len(line) == 4
 
 
+def test_on_a_machine_that_cannot_be_looked_into_paths_are_not_trusted() -> None:
+    outcome = run(xml_of("shop"), request(), surroundings=around(has_path=lambda _path: None))
+    assert outcome.attributes("devices/serial") == {"type": "pty"}
+    assert outcome.notes("serial")[0].startswith("it can't be told from here whether there is a directory for ")
+    assert "can't be told from here" in outcome.notes("QEMU options")[0]
+
+
 def test_labels_of_the_old_host_are_left_out() -> None:
     outcome = run(xml_of("shop"), request())
     assert not outcome.has("seclabel")
