@@ -142,6 +142,7 @@ class LibvirtSite:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+        self._namespaces.clear()  # the kernel gives their names to others now: a second kill would hit another site
 
     def destroy(self) -> None:
         """The site is gone: its processes are killed, its files removed. Safe to call twice."""

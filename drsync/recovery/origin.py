@@ -66,7 +66,7 @@ def _of_libvirt(known: LibvirtDefinition) -> Origin:
         name=known.domain.name,
         uuid=known.domain.uuid,
         targets={name: disk.target or name for name, disk in known.disks.items()},
-        formats={name: disk.format for name, disk in known.disks.items()},
+        formats={name: disk.format or "" for name, disk in known.disks.items()},
         pools=tuple(known.pools),
         autostart=known.domain.autostart,
         host=OldHost(cpu_xml=known.host.cpu or "", machine=known.host.machine or ""),

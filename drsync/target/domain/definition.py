@@ -24,32 +24,25 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     uuid: str
-    xml: str = ""
+    xml: str | None = None
     """Inactive: what a start would use."""
     live_xml: str | None = None
-    running: bool = False
     autostart: bool = False
-    persistent: bool = True
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """The host that it was captured on."""
 
-    libvirt: str = ""
-    qemu: str = ""
-    arch: str = ""
     machine: str | None = None
     """Canonical machine type."""
     cpu: str | None = None
-    host_model: str | None = None
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """A captured disk."""
 
     target: str = ""
-    source: str | None = None
-    format: str = ""
+    format: str | None = None
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +74,12 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LibvirtDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """What a point of a libvirt domain holds beside its disks."""
+    """What a point of a libvirt domain holds beside its disks, as far as it is used here."""
 
     domain: Domain
     host: Host = Host()
     disks: dict[str, Disk] = {}
-    excluded: list[str] = []
-    networks: dict[str, str] = {}
-    pools: dict[str, str] = {}
+    pools: dict[str, object] = {}
     files: list[File] = []
 
     def file(self, role: str) -> bytes | None:
