@@ -102,6 +102,13 @@ class LibvirtSite:
         return f"qemu+unix:///system?socket={self.socket}"
 
     @property
+    def inside(self) -> list[str]:
+        """How a command begins that shall run on this host, where /var/lib/libvirt, /run … are its own."""
+        if self._process is None:
+            raise LibvirtSiteFailed("libvirtd does not run")
+        return ["nsenter", f"--target={self._process.pid}", "--mount", "--net"]
+
+    @property
     def running(self) -> bool:
         """Whether libvirtd runs; its QEMUs live on without it."""
         return self._process is not None and self._process.poll() is None

@@ -8,8 +8,10 @@ site B ◀── restore --plan --site b ── the guests boot, their files are
 site A, rebuilt ◀── restore --plan --site a ── with what was written on B
 """
 
+import gc
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -101,6 +103,15 @@ def lab(guest_image: Path, tmp_path: Path) -> Iterator[Lab]:
     sockets.mkdir()
     yield Lab(tmp_path, guest_image, sockets)
     shutil.rmtree(sockets)
+
+
+@pytest.fixture(autouse=True)
+def connections_end() -> Iterator[None]:
+    """A command's connections to S3 end with its process; here that is the test's, so they end with the test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def work(guest: QmpGuest | RecoveredGuest, note: str) -> None:
