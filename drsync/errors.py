@@ -367,6 +367,31 @@ class CaptureTimeout(SourceError):
     remedy_template = "drsync capture {vm}   (is the spool's disk too slow? raise capture_timeout)"
 
 
+class LibvirtMissing(SourceError):
+    """A VM is reached through libvirt, but Python has no binding of it here."""
+
+    code = 57
+    template = "VM {vm}: Python can't load libvirt: {problem}"
+    remedy_template = "apt install python3-libvirt   (or: pip install 'drsync[libvirt]')"
+
+
+class LibvirtUnreachable(SourceError):
+    """libvirt's daemon does not answer at the URI, or does not let drsync in."""
+
+    code = 58
+    retryable = True
+    template = "VM {vm}: can't connect to libvirt at {uri}: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all"
+
+
+class DomainMissing(SourceError):
+    """libvirt has no such domain now: it was undefined, renamed, or lives on another host."""
+
+    code = 59
+    template = "VM {vm}: libvirt at {uri} has no domain {domain} to capture: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all   (then set `domain` of VM {vm} to one of them)"
+
+
 class SpoolError(DrsyncError):
     """The local directory in between."""
 
@@ -397,6 +422,14 @@ class CaptureRunning(SpoolError):
     retryable = True
     template = "VM {vm} is being captured by process {pid}"
     remedy_template = "drsync status"
+
+
+class SpoolClosed(SpoolError):
+    """QEMU runs as a user who can't reach the layers in the spool."""
+
+    code = 63
+    template = "VM {vm}: QEMU's user {user} can't pass through {directory} to the spool"
+    remedy_template = "chmod o+x {directory}"
 
 
 class TargetError(DrsyncError):

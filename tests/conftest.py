@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
 
 if TYPE_CHECKING:
+    from libvirt_bench import LibvirtGround
     from mypy_boto3_s3 import S3Client
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
@@ -28,6 +31,30 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     for name, value in NO_OTHER_CREDENTIALS.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The examples' guest's disk, to be used as a backing file or copied: never boot it itself."""
+    built = subprocess.run(
+        ["bash", Path(__file__).parents[1] / "examples/guest/build.sh"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode != 0:
+        pytest.fail(f"the guest can't be built: {built.stdout}{built.stderr}")
+    return Path(built.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def ground(guest_image: Path) -> Iterator["LibvirtGround"]:
+    """A libvirt host with a guest that was booted once; tests take turns."""
+    from libvirt_bench import LibvirtGround
+
+    with LibvirtGround(guest_image) as ground:
+        yield ground
 
 
 @pytest.fixture(scope="session")

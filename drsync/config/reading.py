@@ -13,6 +13,9 @@ from drsync.config.settings import (
     TABLES,
     Config,
     DaemonSettings,
+    LibvirtSource,
+    ProtectSettings,
+    QmpSource,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
@@ -90,10 +93,11 @@ class _Reading(TableReading):
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
+        protects = self._protects(document.get("protect", []))
         if repository is None or spool is None or daemon is None:
             return None
         self._check_s3_only(repository)
-        return Config(path=self._path, repository=repository, spool=spool, vms=vms, daemon=daemon)
+        return Config(path=self._path, repository=repository, spool=spool, vms=vms, protects=protects, daemon=daemon)
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
@@ -108,13 +112,23 @@ class _Reading(TableReading):
             self.problems.append("vm is not a list of tables; write [[vm]], with two brackets")
             return ()
         vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
-        for vm in vms:
-            if len(bytes(vm.source.socket)) > MAX_SOCKET_PATH_BYTES:
+        sockets = [(vm.name, vm.source.socket) for vm in vms if isinstance(vm.source, QmpSource)]
+        for name, socket_path in sockets:
+            if len(bytes(socket_path)) > MAX_SOCKET_PATH_BYTES:
                 limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
-                self.problems.append(f'[[vm]] "{vm.name}": socket: {vm.source.socket} {limit}')
+                self.problems.append(f'[[vm]] "{name}": socket: {socket_path} {limit}')
         self._check_unique("name", [vm.name for vm in vms])
-        self._check_unique("socket", [str(vm.source.socket) for vm in vms])
+        self._check_unique("socket", [str(path) for _, path in sockets])
+        domains = [vm.source.domain or vm.name for vm in vms if isinstance(vm.source, LibvirtSource)]
+        self._check_unique("domain", domains)
         return tuple(vms)
+
+    def _protects(self, tables: object) -> tuple[ProtectSettings, ...]:
+        if not isinstance(tables, list):
+            self.problems.append("protect is not a list of tables; write [[protect]], with two brackets")
+            return ()
+        read = [self.table(f"[[protect]] number {n}", ProtectSettings, table) for n, table in enumerate(tables, 1)]
+        return tuple(protect for protect in read if protect is not None)
 
     def _check_unique(self, key: str, values: Sequence[str]) -> None:
         for value in sorted({value for value in values if values.count(value) > 1}):
@@ -129,18 +143,23 @@ class _Reading(TableReading):
             self.problems.append(f"{where} = {shown(table)} is not a table")
             return None
         chosen = table.get("source", "qmp")
+        source_class: type[QmpSource] | type[LibvirtSource]
         source_class = SOURCES[chosen if isinstance(chosen, str) and chosen in SOURCES else "qmp"]
         source_names = names_of(source_class)
         own = {name: value for name, value in table.items() if name not in source_names}
         rest = {name: value for name, value in table.items() if name in source_names}
-        source = self.table(where, source_class, rest)
+        source: QmpSource | LibvirtSource | None = self.table(where, source_class, rest)
         return self.table(where, VmSettings, own, also_known=source_names, source=source)
 
     def nearest(self, name: str, known: Collection[str]) -> str:
-        tables = [*TABLES.items(), *(("vm", kind) for kind in SOURCES.values())]
-        homes = [table for table, kind in tables if name in names_of(kind)]
-        if homes:
-            return f"it belongs to {'[[vm]]' if homes[0] == 'vm' else f'[{homes[0]}]'}"
+        for table, kind in TABLES.items():
+            if name in names_of(kind) and table != "protect":
+                return f"it belongs to {'[[vm]]' if table == 'vm' else f'[{table}]'}"
+        sources = [source for source, kind in SOURCES.items() if name in names_of(kind)]
+        if sources:
+            return f"it belongs to [[vm]] with source = {' or '.join(map(shown, sources))}"
+        if name in names_of(ProtectSettings):
+            return "it belongs to [[protect]]"
         return super().nearest(name, known)
 
 

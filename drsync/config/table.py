@@ -38,7 +38,8 @@ class TableReading:
         if key.name not in table and key.required:
             self.problems.append(f"{where}: {key.name} is missing")
             return None
-        raw = table.get(key.name, self._defaults.get(key.name, key.default))
+        default = [] if key.default == "[]" else key.default
+        raw = table.get(key.name, self._defaults.get(key.name, default))
         if raw is None:
             return None
         try:
