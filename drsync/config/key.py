@@ -103,10 +103,10 @@ def read_endpoint_url(value: object) -> str:
 
 
 def read_uri(value: object) -> str:
-    """How libvirt is reached."""
+    """How this host's libvirt is reached."""
     text = read_text(value)
-    if not re.fullmatch(r"(qemu|test)(\+[a-z]+)?://[^\s]*", text):
-        raise ValueError(f'{shown(text)} is not a URI of libvirt\'s QEMU driver; write for example "qemu:///system"')
+    if not re.fullmatch(r"qemu(\+unix)?:///[^\s]*", text):
+        raise ValueError(f'{shown(text)} is not a URI of libvirt\'s QEMU driver on this host; write "qemu:///system"')
     return text
 
 

@@ -7,6 +7,7 @@ hangs is never noticed.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 _KEEPALIVE_S: Final = 5
 _KEEPALIVE_TRIES: Final = 6
 """A libvirtd that answers nothing for half a minute is gone: the connection breaks instead of waiting for ever."""
+
+
+_END_LOOKS: Final = 10
+_END_PAUSE_S: Final = 0.05
 
 
 class LibvirtRefused(Exception):
@@ -113,7 +118,7 @@ class LibvirtDomain:
         try:
             return function()
         except libvirt.libvirtError as err:
-            problem = self._end()
+            problem = self._end_after(err.get_error_code())
             if problem:
                 raise self.lost(operation, problem) from err
             raise LibvirtRefused(operation, err.get_error_code(), _text(err)) from err
@@ -150,6 +155,16 @@ class LibvirtDomain:
         known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         problem = f"there are: {known or 'none'}"
         raise DomainMissing(vm=self.vm, uri=self.uri, domain=name, problem=problem)
+
+    def _end_after(self, code: int) -> str:
+        """What ended the session, after an error: libvirt notices a QEMU's end a moment after its monitor broke."""
+        vague = {libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_OPERATION_FAILED}
+        for _ in range(_END_LOOKS if code in vague else 1):
+            problem = self._end()
+            if problem:
+                return problem
+            time.sleep(_END_PAUSE_S if code in vague else 0)
+        return ""
 
     def _end(self) -> str:
         """What ended the session, if something did: asked of libvirt anew, as its error codes don't tell it."""

@@ -29,10 +29,11 @@ MAX_STORED_BYTES: Final = 2 * 1024 * 1024
 """Of one file in the point, as base64: it stands in the segment's metadata."""
 MAX_XML_BYTES: Final = 1024 * 1024
 """Of one XML document; a domain with 30 disks has about 30 KiB."""
-_TPM_DIRECTORY: Final = Path("/var/lib/libvirt/swtpm")
+TPM_DIRECTORY: Final = Path("/var/lib/libvirt/swtpm")
+"""Where libvirt has the state of emulated TPMs, in a directory for each domain's UUID."""
 
 
-def describe(domain: LibvirtDomain, xml: DomainXml) -> dict[str, object]:
+def describe(domain: LibvirtDomain, xml: DomainXml, *, tpm_directory: Path = TPM_DIRECTORY) -> dict[str, object]:
     """The domain as JSON-able values. What libvirt refuses to tell is null.
 
     Raises:
@@ -54,7 +55,7 @@ def describe(domain: LibvirtDomain, xml: DomainXml) -> dict[str, object]:
         "excluded": list(xml.excluded),
         "networks": _documents(domain, "network", domain.connection.networkLookupByName, xml.networks),
         "pools": _documents(domain, "pool", domain.connection.storagePoolLookupByName, xml.pools),
-        "files": _files(domain, xml),
+        "files": _files(domain, xml, tpm_directory),
     }
 
 
@@ -162,12 +163,12 @@ def _host_model(offered: object) -> str | None:
     return ElementTree.tostring(cpu, encoding="unicode").strip()
 
 
-def _files(domain: LibvirtDomain, xml: DomainXml) -> list[dict[str, object]]:
+def _files(domain: LibvirtDomain, xml: DomainXml, tpm_directory: Path) -> list[dict[str, object]]:
     found = []
     if xml.nvram is not None:
         found.append(_file(domain, "nvram", lambda: _read(xml.nvram)))
     if xml.has_tpm:
-        found.append(_file(domain, "tpm", lambda: _tar(_TPM_DIRECTORY / domain.uuid)))
+        found.append(_file(domain, "tpm", lambda: _tar(tpm_directory / domain.uuid)))
     return [file for file in found if file is not None]
 
 

@@ -129,6 +129,24 @@ class BackupJobs:
                 ended.wait(min(left_s, TICK_S))
                 ended.clear()
 
+    def blocker(self, is_ours: Callable[[Path], bool]) -> str:
+        """What runs now and keeps a backup from beginning, if it is not a backup of ours; empty if nothing does.
+
+        libvirt would wait for it for half a minute, then say that it can't have a lock.
+        """
+        job = self.present()
+        if job is None or (job.operation == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP and self._runs(is_ours)):
+            return ""
+        names = {
+            libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "somebody else's backup",
+            libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: "a migration to this host",
+            libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: "a migration to another host",
+            libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "a save of its memory",
+            libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: "a snapshot",
+            libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "a dump of its memory",
+        }
+        return f"{names.get(job.operation, 'another job')} of the domain is running"
+
     def _runs(self, is_ours: Callable[[Path], bool]) -> bool:
         try:
             text = self._domain.call("virDomainBackupGetXMLDesc", self._domain.handle.backupGetXMLDesc)

@@ -36,10 +36,18 @@ from drsync.source.jobs import JobFailed, Jobs
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
 from drsync.source.libvirt_definition import describe, is_other_image
+from drsync.source.libvirt_images import (
+    NotOpenable,
+    chain_names,
+    identities,
+    is_as_read,
+    protocol_options,
+    split_bitmap,
+)
 from drsync.source.libvirt_source import RAW_REASON, LibvirtOptions
-from drsync.source.libvirt_xml import DomainDisk, DomainXml, Storage, read_domain
+from drsync.source.libvirt_xml import DomainDisk, DomainXml, read_domain
 from drsync.source.monitor import CommandRefused
-from drsync.source.nodes import BlockGraph, Image, Node
+from drsync.source.nodes import BlockGraph, Node
 from drsync.source.storage_daemon import StorageDaemon
 from drsync.source.watch import Watch
 
@@ -74,7 +82,7 @@ class OfflineSource:
             if tidy:
                 self._remove_bitmaps(xml, lambda made_by: base is None or made_by != base.capture)
             with self._reading(xml) as (_, graph):
-                self._chains = {disk.target: _chain_names(disk, _node(graph, disk)) for disk in xml.disks}
+                self._chains = {disk.target: chain_names(disk, _node(graph, disk)) for disk in xml.disks}
                 return [self._survey_disk(disk, graph, base, full=full) for disk in xml.disks]
 
     def capture(
@@ -133,35 +141,8 @@ class OfflineSource:
         """All disks open for reading, nothing locked."""
         with StorageDaemon(self._options.vm) as daemon:
             for disk in xml.disks:
-                daemon.add_image(disk.target, self._file(disk.top), disk.top.format, writable=False)
+                daemon.add_image(disk.target, protocol_options(self._domain, disk.top), disk.top.format, writable=False)
             yield daemon, _graph(daemon)
-
-    def _file(self, storage: Storage) -> Mapping[str, object]:
-        """How QEMU opens an image: the protocol part of blockdev-add."""
-        if storage.type in {"file", "block"}:
-            driver = "host_device" if storage.type == "block" else "file"
-            return {"driver": driver, "filename": self._path(storage.source)}
-        if storage.type == "volume":
-            pool, _, volume = storage.source.partition("/")
-            path = self._domain.call(
-                "virStorageVolGetPath",
-                lambda: self._domain.connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path(),
-            )
-            return {"driver": "file", "filename": str(path)}
-        protocol, _, name = storage.source.partition(":")
-        if storage.type == "network" and protocol == "nbd":
-            return {"driver": "nbd", "server": _nbd_server(storage.host), "export": name}
-        if storage.type == "network" and protocol == "rbd":
-            pool, _, image = name.partition("/")
-            return {"driver": "rbd", "pool": pool, "image": image}
-        raise self._failed(
-            "blockdev-add", f"a {storage.type} disk ({storage.source}) can only be read while the VM runs"
-        )
-
-    def _path(self, source: str) -> str:
-        if not source.startswith("/"):
-            raise self._failed("blockdev-add", f"{source!r} is not a path")
-        return source
 
     def _survey_disk(self, disk: DomainDisk, graph: BlockGraph, base: Base | None, *, full: bool) -> DiskSurvey:
         node = _node(graph, disk)
@@ -170,9 +151,9 @@ class OfflineSource:
         decision = decide(disk.target, size_bytes, node.dirty_bitmaps, base, name=name, full=full)
         kind, reason, copy_bytes = decision.kind, decision.reason, decision.dirty_bytes
         if kind is Kind.INCREMENTAL and base is not None:
-            reason = is_other_image(base, disk.target, _chain_names(disk, node)) or _split_bitmap(node, name)
+            reason = is_other_image(base, disk.target, chain_names(disk, node)) or split_bitmap(node, name)
         elif base is not None and not disk.keeps_bitmaps and reason == "bitmap is missing":
-            reason = "" if _is_as_read(disk, base, node) else RAW_REASON.format(format=disk.top.format)
+            reason = "" if is_as_read(disk, base, node) else RAW_REASON.format(format=disk.top.format)
         if reason:
             copy_bytes = graph.allocated_bytes(node)
         return DiskSurvey(
@@ -203,19 +184,19 @@ class OfflineSource:
             made.append(layers[disk.name])
         time = self._clock.now().astimezone(UTC)
         self._add_bitmaps(capture, xml, disks)
-        before = _identities(xml)
+        before = identities(xml)
         definition = self._definition(xml, before)
         self._copy(capture, base, disks, layers, xml, watch, deadline_s)
-        if _identities(xml) != before:
+        if identities(xml) != before:
             raise self._failed("copying", "an image was changed meanwhile")
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
 
-    def _definition(self, xml: DomainXml, identities: Mapping[str, str | None]) -> Mapping[str, object]:
+    def _definition(self, xml: DomainXml, known_by: Mapping[str, str | None]) -> Mapping[str, object]:
         """The definition, with what the next survey knows a raw image again by."""
         definition = describe(self._domain, xml)
         disks = definition["disks"]
         for name, disk in disks.items() if isinstance(disks, dict) else ():
-            disk["identity"] = identities.get(name)
+            disk["identity"] = known_by.get(name)
             disk["chain"] = self._chains.get(name, disk["chain"])
         return definition
 
@@ -297,7 +278,7 @@ class OfflineSource:
         """Disks open for writing and locked. Nothing slow may be done inside: the VM can't start meanwhile."""
         with StorageDaemon(self._options.vm) as daemon:
             for disk in disks:
-                daemon.add_image(disk.target, self._file(disk.top), disk.top.format, writable=True)
+                daemon.add_image(disk.target, protocol_options(self._domain, disk.top), disk.top.format, writable=True)
             yield daemon
 
     def _remove_bitmaps(self, xml: DomainXml, unwanted: Callable[[CaptureId], bool]) -> None:
@@ -342,6 +323,8 @@ class OfflineSource:
             raise self._failed(err.operation, err.text) from err
         except CommandRefused as err:
             raise self._failed(err.command, err.text) from err
+        except NotOpenable as err:
+            raise self._failed("blockdev-add", str(err)) from err
         except JobFailed as err:
             raise self._failed("blockdev-backup", str(err)) from err
 
@@ -358,57 +341,3 @@ def _node(graph: BlockGraph, disk: DomainDisk) -> Node:
     if node is None:
         raise CommandRefused("query-named-block-nodes", "GenericError", f"disk {disk.target} is not open")
     return node
-
-
-def _nbd_server(host: Mapping[str, str]) -> Mapping[str, object]:
-    if host.get("transport") == "unix":
-        return {"type": "unix", "path": host.get("socket", "")}
-    return {"type": "inet", "host": host.get("name", ""), "port": host.get("port", "10809")}
-
-
-def _chain(node: Node) -> Iterator[Image]:
-    image: Image | None = node.image
-    while image is not None:
-        yield image
-        image = image.backing_image
-
-
-def _chain_names(disk: DomainDisk, node: Node) -> list[str]:
-    """The disk's images from the top: an inactive domain's XML has the first one alone, so QEMU is asked."""
-    return [disk.top.source, *(image.filename for image in list(_chain(node))[1:])]
-
-
-def _split_bitmap(node: Node, name: str) -> str:
-    """Whether a part of the bitmap lies in a backing image: an external snapshot was taken since the base's capture."""
-    for image in list(_chain(node))[1:]:
-        stored = image.format_specific.data.get("bitmaps", []) if image.format_specific is not None else []
-        if isinstance(stored, list) and any(isinstance(b, dict) and b.get("name") == name for b in stored):
-            return "a snapshot was taken since the newest point, and the domain is off"
-    return ""
-
-
-def _identity(disk: DomainDisk) -> str | None:
-    """What changes whenever the image's file is written or replaced; None if it has none that could be looked at."""
-    if disk.top.type != "file" or disk.top.path is None:
-        return None
-    try:
-        status = disk.top.path.stat()
-    except OSError:
-        return None
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-
-
-def _identities(xml: DomainXml) -> dict[str, str | None]:
-    return {disk.target: _identity(disk) for disk in xml.disks}
-
-
-def _is_as_read(disk: DomainDisk, base: Base, node: Node) -> bool:
-    """Whether a disk without a bitmap is as it was when the base's point read it, the VM being off then."""
-    disks = base.definition.get("disks")
-    before = disks.get(disk.target) if isinstance(disks, Mapping) else None
-    known = before.get("identity") if isinstance(before, Mapping) else None
-    return (
-        known is not None
-        and known == _identity(disk)
-        and not is_other_image(base, disk.target, _chain_names(disk, node))
-    )

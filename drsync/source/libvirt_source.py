@@ -83,7 +83,7 @@ class LibvirtSource:
             if tidy:
                 self._let_go()
                 self._end_dead_jobs()
-            self._refuse_while_migrating()
+            self._refuse_while_busy()
             xml = self._xml()
             checkpoints = self._checkpoints(xml)
             if tidy:
@@ -161,14 +161,14 @@ class LibvirtSource:
             return RAW_REASON.format(format=disk.top.format)
         return is_other_image(base, disk.target, [storage.source for storage in disk.chain])
 
-    def _refuse_while_migrating(self) -> None:
-        """A VM that arrives or leaves must not have its disks held by a job."""
+    def _refuse_while_busy(self) -> None:
+        """A domain has one job at a time; one that arrives by a migration must not have its disks held, either."""
         state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
-        arriving = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
-        job = self._jobs.present()
-        migrations = {libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT}
-        if (state, reason) == arriving or (job is not None and job.operation in migrations):
-            raise self._failed("survey", "the VM is being migrated")
+        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+            raise self._failed("virDomainGetState", "the VM is being migrated")
+        blocker = self._jobs.blocker(self._is_layer)
+        if blocker:
+            raise self._failed("virDomainGetJobStats", blocker)
 
     # Taking a capture
 
@@ -184,7 +184,7 @@ class LibvirtSource:
         made: list[Path] = []
         try:
             self._domain.check_run("capture")
-            self._refuse_while_migrating()
+            self._refuse_while_busy()
             xml = self._xml()
             copies = self._plan(base, disks, layers, xml)
             definition = describe(self._domain, xml)

@@ -216,7 +216,7 @@ def test_somebody_elses_backup_is_waited_for_and_never_ended(bench: LibvirtBench
         f"<disk name='vda' backup='yes' type='file'><scratch file='{scratch}'/></disk></disks></domainbackup>"
     )
     bench.site.virsh("backup-begin", "web", backup)
-    with bench.open() as source, pytest.raises(CaptureFailed) as caught:
+    with bench.open() as source, pytest.raises(CaptureFailed, match="somebody else's backup of the domain") as caught:
         protection.capture(source)
     assert caught.value.retryable
     assert "Backup" in bench.site.virsh("domjobinfo", "web")

@@ -130,7 +130,12 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         ),
         (
             REPOSITORY + "[[vm]]\nname='a'\nsource='libvirt'\nuri='xen:///'",
-            '[[vm]] "a": uri: "xen:///" is not a URI of libvirt\'s QEMU driver; write for example "qemu:///system"',
+            '[[vm]] "a": uri: "xen:///" is not a URI of libvirt\'s QEMU driver on this host; write "qemu:///system"',
+        ),
+        (
+            REPOSITORY + "[[protect]]\nmatch='a'\nuri='qemu+ssh://b/system'",
+            '[[protect]] number 1: uri: "qemu+ssh://b/system" is not a URI of libvirt\'s QEMU driver on this host; '
+            'write "qemu:///system"',
         ),
         (
             REPOSITORY + "[[vm]]\nname='a'\nsource='libvirt'\nexclude='vdb'",
