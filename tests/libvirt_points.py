@@ -2,13 +2,13 @@
 
 import hashlib
 import subprocess
-import uuid
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import msgspec
 import zstandard
@@ -153,9 +153,10 @@ def make_point(
     *,
     system: str = "",
     files: Sequence[Mapping[str, object]] = (),
+    uuid: str = "",
 ) -> None:
     """A point of a domain that is defined at `site` and off: 8 MiB, of which the first one is written."""
-    machine = Machine(uuid=str(uuid.uuid4()), devices=devices, os=system)
+    machine = Machine(uuid=uuid or str(uuid4()), devices=devices, os=system)
     guest = QmpGuest(site, name, [SiteDisk(target="vda", path=disk)], site.path, machine=machine)
     guest.define()
     place = cli.place / name

@@ -56,12 +56,13 @@ def test_the_page_is_followed(host: LibvirtSite, tmp_path: Path) -> None:
     shutil.move(cli.config, directory / "drsync.toml")
     (directory / "plan.toml").write_text(PLAN)
     said = [follow(host, directory, script, recovery_key) for script in commands()]
-    assert len(said) == 9
+    assert len(said) == 10
     assert "wrote" in said[0]
     assert "web" in said[1]
     assert "running" in said[5]
     assert re.search(r"1 +db +up", said[7])
     assert re.search(r"2 +web +up .* was there already", said[7])
+    assert "web: point 3, resync" in said[8]
     assert host.virsh("list", "--name").split() == ["db", "web"]
 
 

@@ -1,5 +1,6 @@
 """`drsync restore --to libvirt` on a real host: it boots, or is refused, and what fails leaves nothing behind."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from command_line import Cli, Done
@@ -343,3 +345,33 @@ def test_nvram_comes_back_beside_the_disks(guest_image: Path, repository: Cli, s
     xml = site.virsh("dumpxml", "uefi")
     assert f">{pool}/uefi-nvram.fd</nvram>" in xml
     assert OVMF_CODE in xml
+
+
+def test_a_tpms_state_comes_back_and_the_guest_starts_with_it(
+    guest_image: Path, repository: Cli, site: LibvirtSite, pool: Path
+) -> None:
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    disk = copy_disk(guest_image, site.images / "vault.qcow2")
+    uuid = str(uuid4())
+    make_point(repository, site, "vault", disk, tpm, uuid=uuid)
+    site.virsh("start", "vault")  # swtpm makes its state
+    site.virsh("destroy", "vault")
+    state = site.path / "lib" / "swtpm" / uuid
+    content = (state / "tpm2" / "tpm2-00.permall").read_bytes()
+    packed = subprocess.run(["tar", "-c", "-C", state, "tpm2"], capture_output=True, check=True).stdout
+    site.virsh("undefine", "vault")
+    shutil.rmtree(state, ignore_errors=True)
+    make_point(repository, site, "vault", disk, tpm, files=[file_of("tpm", packed)], uuid=uuid)
+    site.virsh("undefine", "vault")
+    shutil.rmtree(state, ignore_errors=True)
+    drsync = [*site.inside, sys.executable, "-m", "drsync", "--config", str(repository.config)]
+    command = [*drsync, "restore", "vault", "--to", "libvirt", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # there /var/lib/libvirt is the site's
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["tpm_state"] is True
+    assert (state / "tpm2" / "tpm2-00.permall").read_bytes() == content
+    site.virsh("start", "vault")
+    assert site.virsh("domstate", "vault").strip() == "running"
+    again = subprocess.run([*command, "--name", "vault-2"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again
+    assert (state.parent / json.loads(again.stdout)["uuid"] / "tpm2" / "tpm2-00.permall").read_bytes() == content
