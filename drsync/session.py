@@ -434,8 +434,7 @@ class Session:
             PointLost: no number was given, and newer points than the log has are known to have been committed.
             TargetExists, TargetFull: the output can't take it.
         """
-        self.known_vms(request.vm)
-        point, image = self._find(self.log(request.vm), request)
+        point, image = self.find_point(request.vm, number=request.number, at=request.at)
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
         for path in [definition, *(d.path for d in disks)]:
@@ -444,14 +443,21 @@ class Session:
         check_room(request.output, sum(d.live_bytes for d in disks))
         return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)
 
-    def _find(self, log: Log, request: RestoreRequest) -> tuple[Point, PointImage]:
-        """The point that was asked for, from as little of the log as block maps allow."""
-        last = self._last_needed(log, request.number)
+    def find_point(self, vm: str, *, number: int | None = None, at: datetime | None = None) -> tuple[Point, PointImage]:
+        """The point that was asked for, else the newest, from as little of the log as block maps allow.
+
+        Raises:
+            UnknownVm, UnknownPoint: there is nothing like that.
+            PointLost: no number was given, and newer points than the log has are known to have been committed.
+        """
+        self.known_vms(vm)
+        log = self.log(vm)
+        last = self._last_needed(log, number)
         while True:
             stretch = newest_stretch(log, last)
             known = catalog.points_of(stretch.segments, parent=stretch.parent)
             try:
-                point = catalog.choose(request.vm, known, number=request.number, at=request.at)
+                point = catalog.choose(vm, known, number=number, at=at)
             except UnknownPoint as err:
                 if stretch.ground is None or stretch.parent is None:
                     raise UnknownPoint(**err.fields | {"known": catalog.described(catalog.points(log))}) from err

@@ -6,7 +6,7 @@ them by a test. Values are in the unit that their name says (`reserve_bytes`, `r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -479,8 +479,3 @@ TABLES: Final = {
     "daemon": DaemonSettings,
 }
 """The file's tables; `vm` and `protect` are lists. `[[vm]]` also takes the keys of its source."""
-
-
-def keys_of(table: type) -> Mapping[str, Key]:
-    """The keys of one settings class, by the name of the attribute that holds the value."""
-    return {field.name: field.type.__metadata__[0] for field in fields(table)}  # type: ignore[union-attr]
