@@ -36,12 +36,14 @@ class Cli:
         self.spool = place / "spool"
         self.configure()
 
-    def configure(self, vms: Mapping[str, Path] | None = None, *, extra: str = "", spool: str = "") -> None:
-        """Write the configuration file: VM name → socket; `spool` is more of [spool]."""
+    def configure(
+        self, vms: Mapping[str, Path] | None = None, *, extra: str = "", spool: str = "", vm: str = ""
+    ) -> None:
+        """Write the configuration file: VM name → socket; `spool` is more of [spool], `vm` of every [[vm]]."""
         text = f'[repository]\nurl = "file://{self.repository}"\nkey_file = "key"\n'
         text += f'[spool]\npath = "spool"\nreserve = "1MiB"\n{spool}\n'
         for name, socket in (vms or {}).items():
-            text += f'[[vm]]\nname = "{name}"\nsocket = "{socket}"\nrpo = "1s"\n'
+            text += f'[[vm]]\nname = "{name}"\nsocket = "{socket}"\nrpo = "1s"\n{vm}'
         self.config.write_text(text + extra)
 
     def run(self, *words: str, stdin: str = "", config: bool = True) -> Done:

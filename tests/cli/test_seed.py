@@ -77,3 +77,23 @@ def test_the_rate_at_which_disks_are_read_holds(cli: Cli, machine: StorageDaemon
     cli.configure({"web": machine.qmp_socket}, spool='stream_above = "1MiB"', extra='[limits]\nseed_read = "100MiB"\n')
     took = cli.ok("capture", "web", "--json").json["took_seconds"]
     assert took >= 1.9
+
+
+def test_a_member_of_a_group_is_seeded_when_the_others_have_their_points(cli: Cli, machine: StorageDaemon) -> None:
+    place = cli.place / "db"
+    place.mkdir()
+    with StorageDaemon(place, [DaemonDisk(name="root", size_bytes=4 * MiB)]) as db:
+        db.io("root", "write -q -P 7 0 512k")
+        together = 'group = "shop"\ngroup_pause = false\n'  # a storage daemon has no processors to pause
+        cli.configure({"web": machine.qmp_socket, "db": db.qmp_socket}, spool='stream_above = "1MiB"', vm=together)
+        document = cli.ok("capture", "db", "--json").json
+        members = {member["vm"]: member for member in document["group"]["members"]}
+        assert members["db"]["result"] == members["web"]["result"] == "committed"
+        assert "web took no point" in members["db"]["point"]["group"]["reason"]
+        assert members["web"]["point"]["group"] is None
+        assert members["web"]["point"]["time"] > members["db"]["point"]["time"]
+
+        machine.io("root", "write -q -P 9 3M 100k")
+        document = cli.ok("capture", "web", "--json").json
+        assert [member["point"]["point"] for member in document["group"]["members"]] == [2, 2]
+        assert "took no point" not in document["point"]["group"]["reason"]

@@ -17,7 +17,8 @@ from drsync.catalog import GroupTold, point_of
 from drsync.errors import CaptureFailed, DrsyncError, SourceLost
 from drsync.group import Assembly, run_together
 from drsync.model import SystemClock
-from drsync.quiesce import Company, Quiesce, QuiescePolicy, Step
+from drsync.quiesce import Company, Quiesce, QuiescePolicy, Quiescing, Step
+from drsync.seed import SeedOptions
 from drsync.source import Source
 
 DEADLINE_S = 20.0
@@ -227,6 +228,35 @@ def test_an_instant_that_takes_too_long_is_not_waited_for_with_a_paused_guest(la
 def test_a_member_that_is_left_out_is_told(lab: Lab) -> None:
     done = lab.capture(absent={"queue": "was left out"})
     assert (lab.told(done["db"]).consistent, lab.told(done["db"]).reason) == (False, "queue was left out")
+
+
+def make_seed_due(vm: ProtectedVm) -> None:
+    """From now on this VM has to be seeded, which its cycle shall leave to another."""
+    cycle = vm.cycle
+
+    def cycle_of_a_seed(*, quiesce: Quiescing) -> Outcome:
+        return cycle(quiesce=quiesce, full=True, may_seed=False, seed=SeedOptions(stream_above_bytes=0))
+
+    vm.cycle = cycle_of_a_seed  # type: ignore[method-assign,assignment]  # as the lab calls it
+
+
+def test_a_member_that_has_to_be_seeded_leaves_at_once_and_the_others_are_captured(lab: Lab) -> None:
+    make_seed_due(lab.vms["db"])
+    began_s = time.monotonic()
+    done = lab.capture()
+    assert time.monotonic() - began_s < DEADLINE_S / 2
+    assert isinstance(done["db"], Outcome)
+    assert done["db"].result is Result.SEED_DUE
+    told = lab.told(done["app"])
+    assert (told.consistent, told.reason, list(told.members)) == (False, "db took no point", ["app"])
+
+
+def test_a_member_that_has_to_be_seeded_makes_no_points_of_an_idle_group(lab: Lab) -> None:
+    lab.told(lab.capture()["app"])
+    make_seed_due(lab.vms["db"])
+    done = lab.capture()
+    results = {name: outcome.result for name, outcome in done.items() if isinstance(outcome, Outcome)}
+    assert results == {"db": Result.SEED_DUE, "app": Result.UNCHANGED}
 
 
 def test_without_a_pause_members_that_are_not_frozen_are_not_together(lab: Lab) -> None:
