@@ -9,7 +9,8 @@
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
-    └── RecoveryError      80-89  VMs that came back, but are not up
+    ├── RecoveryError      80-89  VMs that came back, but are not up
+    └── GuestError         90-99  the guest, held still for a capture
 
 Each class has a `code` (also the exit code of the command line; click uses 1
 and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
@@ -432,6 +433,23 @@ class SpoolClosed(SpoolError):
     remedy_template = "chmod o+x {directory}"
 
 
+class LiveUnavailable(SpoolError):
+    """The disks can't be read live, which a capture needs that does not fit the spool."""
+
+    code = 68
+    retryable = True
+    template = "VM {vm}: its disks can't be read live: {problem}"
+    remedy_template = "drsync capture {vm}   (when that is no more so, or with more room in the spool: [spool] path)"
+
+
+class LibraryMissing(SpoolError):
+    """A library is not installed that this needs."""
+
+    code = 69
+    template = "VM {vm}: {what} needs {library}, which can't be loaded: {problem}"
+    remedy_template = "apt install {package}   (and make drsync's virtual environment with --system-site-packages)"
+
+
 class TargetError(DrsyncError):
     """Where a VM comes back."""
 
@@ -553,3 +571,25 @@ class ReplaceUndone(RecoveryError):
     code = 83
     template = "restored domain {domain} does not start: {problem}; the old one is back, on its old disks"
     remedy_template = "drsync restore {vm} --to libvirt --uri '{uri}' --name {domain}-restored   (to look at it beside)"
+
+
+class GuestError(DrsyncError):
+    """The guest, held still for a capture."""
+
+
+class FreezeFailed(GuestError):
+    """The guest's file systems could not be held frozen, and the VM's points have to be filesystem-consistent."""
+
+    code = 90
+    retryable = True
+    template = "VM {vm}: no filesystem-consistent point: {problem}"
+    remedy_template = 'drsync config check   (does the guest run qemu-ga? or set on_freeze_failure = "crash")'
+
+
+class GuestHeld(GuestError):
+    """The guest was frozen or paused for a capture, and it is not known that it was let go; points are not affected."""
+
+    code = 91
+    retryable = True
+    template = "VM {vm}: its guest may still be {what}: {problem}"
+    remedy_template = "drsync capture {vm}   (lets it go first; else restart qemu-ga in the guest, or the guest)"

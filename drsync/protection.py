@@ -105,7 +105,17 @@ def repository_name(domain: str) -> str:
 
 def _settings(name: str, domain: Domain, protect: ProtectSettings) -> VmSettings:
     source = LibvirtSource(domain=domain.name, uri=protect.uri, exclude=protect.exclude)
-    return VmSettings(name=name, source=source, rpo_s=protect.rpo_s, capture_timeout_s=protect.capture_timeout_s)
+    return VmSettings(
+        name=name,
+        source=source,
+        rpo_s=protect.rpo_s,
+        capture_timeout_s=protect.capture_timeout_s,
+        consistency=protect.consistency,
+        freeze_timeout_s=protect.freeze_timeout_s,
+        on_freeze_failure=protect.on_freeze_failure,
+        group=None,
+        group_pause=True,
+    )
 
 
 def _domain_keys(vm: VmSettings) -> Iterator[str]:

@@ -36,10 +36,10 @@ class Cli:
         self.spool = place / "spool"
         self.configure()
 
-    def configure(self, vms: Mapping[str, Path] | None = None, *, extra: str = "") -> None:
-        """Write the configuration file: VM name → socket."""
+    def configure(self, vms: Mapping[str, Path] | None = None, *, extra: str = "", spool: str = "") -> None:
+        """Write the configuration file: VM name → socket; `spool` is more of [spool]."""
         text = f'[repository]\nurl = "file://{self.repository}"\nkey_file = "key"\n'
-        text += '[spool]\npath = "spool"\nreserve = "1MiB"\n'
+        text += f'[spool]\npath = "spool"\nreserve = "1MiB"\n{spool}\n'
         for name, socket in (vms or {}).items():
             text += f'[[vm]]\nname = "{name}"\nsocket = "{socket}"\nrpo = "1s"\n'
         self.config.write_text(text + extra)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,8 @@ from libvirt_site import LibvirtSite, LibvirtSiteFailed
 from source_bench import MIB, SIZES, TAG, RootOnDaemon
 from storage_daemon import DaemonDisk, StorageDaemon
 
-from drsync.model import CaptureId, Progress
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
+from drsync.model import CaptureId, Pace, Progress
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
 from drsync.source.libvirt_xml import checkpoint_xml
@@ -124,6 +124,7 @@ class LibvirtBench(RootOnDaemon):
     """The domain `web`; off until its source is opened or it is started."""
 
     keeps_bitmaps = True
+    runs_guest = True
     root_format = "raw"
     missing = BROKEN_REASON
     inconsistent = BROKEN_REASON
@@ -359,9 +360,20 @@ class NamedSource:
     def __init__(self, inner: Source) -> None:
         self.inner = inner
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
-        surveys = [_renamed(disk, NAMES) for disk in self.inner.survey(_base(base), full=full, tidy=tidy)]
-        return sorted(surveys, key=lambda disk: disk.name)
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        found = self.inner.survey(_base(base), full=full, tidy=tidy, keep=keep)
+        return sorted((_renamed(disk, NAMES) for disk in found), key=lambda disk: disk.name)
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        self.inner.begin_recording(capture, [_renamed(disk, TARGETS) for disk in disks])
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        return self.inner.open_live(_base(base), [_renamed(disk, TARGETS) for disk in disks], pace=pace)
+
+    def incarnation(self) -> str:
+        return self.inner.incarnation()
 
     def capture(
         self,
@@ -373,6 +385,7 @@ class NamedSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         return self.inner.capture(
             capture,
@@ -382,7 +395,17 @@ class NamedSource:
             timeout_s=timeout_s,
             keep_free_bytes=keep_free_bytes,
             progress=progress,
+            instant=instant,
         )
+
+    def is_running(self) -> bool:
+        return self.inner.is_running()
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self.inner.pause(timeout_s=timeout_s)
+
+    def resume(self, *, timeout_s: float) -> None:
+        self.inner.resume(timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         self.inner.release(keep)

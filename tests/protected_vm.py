@@ -5,7 +5,8 @@ MemoryVm ── Witness(MemorySource) ── run_cycle ── spool of a host �
                └ what the disks held at each capture ══ compared with ══ what every point restores to
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +21,13 @@ from drsync.format.keys import RootKey
 from drsync.image import load_image
 from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
-from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
+from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
+from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
-from drsync.source import Base, CaptureResult, DiskSurvey, Source
+from drsync.seed import USUAL as USUAL_SEED
+from drsync.seed import SeedOptions
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -59,8 +63,19 @@ class Witness:
         self._contents = contents
         self._seen = seen
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
-        return self._inner.survey(base, full=full, tidy=tidy)
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        return self._inner.survey(base, full=full, tidy=tidy, keep=keep)
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        self._inner.begin_recording(capture, disks)
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        return self._inner.open_live(base, disks, pace=pace)
+
+    def incarnation(self) -> str:
+        return self._inner.incarnation()
 
     def capture(
         self,
@@ -72,12 +87,35 @@ class Witness:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         assert capture not in self._seen
-        self._seen[capture] = self._contents()
+
+        @contextmanager
+        def witnessed() -> Iterator[float]:
+            with instant() as limit_s:
+                self._seen[capture] = self._contents()
+                yield limit_s
+
         return self._inner.capture(
-            capture, base, disks, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes, progress=progress
+            capture,
+            base,
+            disks,
+            layers,
+            timeout_s=timeout_s,
+            keep_free_bytes=keep_free_bytes,
+            progress=progress,
+            instant=witnessed,
         )
+
+    def is_running(self) -> bool:
+        return self._inner.is_running()
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self._inner.pause(timeout_s=timeout_s)
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._inner.resume(timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         self._inner.release(keep)
@@ -188,6 +226,9 @@ class ProtectedVm:
         full: bool = False,
         take_over: bool = False,
         maps: MapPolicy = USUAL,
+        may_seed: bool = True,
+        seed: SeedOptions = USUAL_SEED,
+        quiesce: Quiescing | None = None,
     ) -> Outcome:
         """One cycle of `host` with objects of its own, as a new process would run it."""
         return run_cycle(
@@ -197,7 +238,8 @@ class ProtectedVm:
             open_source or self.source,
             self.clock,
             NoProgress(),
-            CaptureOptions(full=full, take_over=take_over, maps=maps),
+            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed),
+            quiesce,
         )
 
     def points(self) -> list[Point]:

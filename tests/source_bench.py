@@ -39,6 +39,8 @@ class SourceBench(ABC):
 
     keeps_bitmaps: bool
     """Whether bitmaps survive a clean restart."""
+    runs_guest = False
+    """Whether there is a guest that can be paused."""
     missing: str = "bitmap is missing"
     """Why a disk is a full whose bitmap is not there."""
     inconsistent: str = "bitmap is inconsistent, QEMU did not end cleanly"
@@ -136,6 +138,7 @@ class MemoryBench(SourceBench):
     """The in-memory VM."""
 
     keeps_bitmaps = True
+    runs_guest = True
 
     def __init__(self) -> None:
         disks = {name: MemoryDisk(size, persistent=True) for name, size in SIZES.items()}

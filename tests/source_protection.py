@@ -7,7 +7,7 @@ from pathlib import Path
 from source_bench import SIZES, Replica, SourceBench
 
 from drsync.model import CaptureId, Kind, new_capture_id
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, Source, at_once
 
 BOTH_FULL = dict.fromkeys(SIZES, Kind.FULL)
 BOTH_INCREMENTAL = dict.fromkeys(SIZES, Kind.INCREMENTAL)
@@ -34,14 +34,26 @@ class Protection:
         return {survey.name: self._spool / f"{number}-{survey.name}.qcow2" for survey in surveys}
 
     def capture(
-        self, source: Source, *, full: bool = False, timeout_s: float = 60, keep_free_bytes: int = 0
+        self,
+        source: Source,
+        *,
+        full: bool = False,
+        timeout_s: float = 60,
+        keep_free_bytes: int = 0,
+        instant: Instant = at_once,
     ) -> tuple[Base, dict[str, Path]]:
         """A capture that nobody has committed yet."""
         self.surveys = source.survey(self.base, full=full)
         layers = self.layers(self.surveys)
         capture = new_capture_id()
         self.result = source.capture(
-            capture, self.base, self.surveys, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes
+            capture,
+            self.base,
+            self.surveys,
+            layers,
+            timeout_s=timeout_s,
+            keep_free_bytes=keep_free_bytes,
+            instant=instant,
         )
         disks = [BaseDisk(name=survey.name, size_bytes=survey.size_bytes) for survey in self.surveys]
         return Base(capture=capture, disks=disks, definition=self.result.definition), layers

@@ -9,11 +9,13 @@ import click
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.config import LibvirtSource, ProtectSettings, VmSettings
-from drsync.errors import ConfigInvalid, DrsyncError
+from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed
 from drsync.format import names
+from drsync.model import Consistency, OnFreezeFailure
 from drsync.protection import matches
 from drsync.session import Session
 from drsync.source import DiskSurvey
+from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
 from drsync.units import format_size
 
@@ -127,10 +129,32 @@ def _vm(session: Session, vm: VmSettings) -> Check:
     try:
         access = session.check_access(vm)
         disks = session.survey(vm)
-        session.spool.vm(vm.name).check_room(sum(disk.copy_bytes for disk in disks))
+        streams = session.streams(vm, disks)
+        agent = _agent(session, vm)
     except DrsyncError as err:
         return Check(name=name, error=err)
-    return Check(name=name, details=[*map(_disk_line, disks), *access], disks=disks)
+    lines = [_disk_line(disk, streams=streams) for disk in disks]
+    return Check(name=name, details=[*lines, *access, *agent], disks=disks)
+
+
+def _agent(session: Session, vm: VmSettings) -> Sequence[str]:
+    """What the guest's agent says, if it is needed.
+
+    Raises:
+        FreezeFailed: it does not work, and points without it are not wanted.
+    """
+    if vm.consistency is not Consistency.FILESYSTEM:
+        return []
+    try:
+        info = session.guests.about_agent(vm)
+        problem = "" if info.can_freeze else f"qemu-ga {info.version} is not allowed to freeze file systems"
+    except AgentFailed as err:
+        problem = f"no answer from the guest agent: {err}"
+    if not problem:
+        return [f"guest agent: qemu-ga {info.version} answers and can freeze file systems".replace("  ", " ")]
+    if vm.on_freeze_failure is OnFreezeFailure.FAIL:
+        raise FreezeFailed(vm=vm.name, problem=problem)
+    return [f"guest agent: NOT USABLE, points will be crash-consistent: {problem}"]
 
 
 def _not_looked_at(vm: VmSettings) -> Check:
@@ -138,10 +162,10 @@ def _not_looked_at(vm: VmSettings) -> Check:
     return Check(name=f"vm {vm.name}", looked=False, details=["not looked at until the repository can be used"])
 
 
-def _disk_line(disk: DiskSurvey) -> str:
+def _disk_line(disk: DiskSurvey, *, streams: bool) -> str:
     reason = f" ({disk.reason})" if disk.reason else ""
     what = f"up to {format_size(disk.copy_bytes)} of {format_size(disk.size_bytes)}, {disk.kind}{reason}"
-    return f"{disk.name}: would capture {what}"
+    return f"{disk.name}: would {'read live' if streams else 'capture'} {what}"
 
 
 def _print(found: Check) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from drsync.errors import DrsyncError
 
 if TYPE_CHECKING:  # values of modules that only some commands need
-    from drsync.catalog import Point, VmStatus
+    from drsync.catalog import GroupPoint, GroupTold, Point, VmStatus
+    from drsync.journal import SeedProgress
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
     from drsync.session import RestorePlan, RestoreRequest
@@ -57,6 +58,48 @@ def point(value: "Point") -> Document:
         "reason": value.reason,
         "capture": value.capture,
         "epoch": value.epoch,
+        "quiesce": _quiesce(value),
+        "group": _group(value.quiesce.group) if value.quiesce and value.quiesce.group else None,
+    }
+
+
+def _quiesce(value: "Point") -> Document | None:
+    told = value.quiesce
+    if told is None:
+        return None
+    return {
+        "asked": told.asked,
+        "reached": value.consistency,
+        "reason": told.reason,
+        "file_systems": told.file_systems,
+        "frozen_seconds": None if told.frozen_ms is None else told.frozen_ms / 1000,
+        "paused_seconds": None if told.paused_ms is None else told.paused_ms / 1000,
+    }
+
+
+def _group(told: "GroupTold") -> Document:
+    return {
+        "name": told.name,
+        "id": told.id,
+        "consistent": told.consistent,
+        "reason": told.reason,
+        "skew_seconds": told.skew_ms / 1000,
+        "members": dict(told.members),
+    }
+
+
+def group_point(value: "GroupPoint") -> Document:
+    """One instant of a group."""
+    return {
+        "group": value.group,
+        "id": value.id,
+        "time": instant(value.time),
+        "consistent": value.consistent,
+        "reason": value.reason,
+        "skew_seconds": value.skew_ms / 1000,
+        "points": {vm: point.number for vm, point in value.points.items()},
+        "consistency": {vm: point.consistency for vm, point in value.points.items()},
+        "missing": list(value.missing),
     }
 
 
@@ -70,8 +113,19 @@ def status(value: "VmStatus") -> Document:
         "lag_seconds": None if value.lag_s is None else round(value.lag_s, 3),
         "rpo_seconds": value.rpo_s,
         "spool_bytes": value.spool_bytes,
+        "seed": None if value.seed is None else _seed(value.seed),
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
+    }
+
+
+def _seed(value: "SeedProgress") -> Document:
+    return {
+        "begun": instant(datetime.fromisoformat(value.begun_at)),
+        "round": value.round_number,
+        "read_bytes": value.read_bytes,
+        "total_bytes": value.total_bytes,
+        "stored_bytes": value.stored_bytes,
     }
 
 

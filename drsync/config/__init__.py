@@ -15,11 +15,13 @@ from drsync.config.settings import (
     Config,
     DaemonSettings,
     LibvirtSource,
+    LimitsSettings,
     ProtectSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
+    captured_together,
 )
 
 DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
@@ -30,11 +32,13 @@ __all__ = [
     "Config",
     "DaemonSettings",
     "LibvirtSource",
+    "LimitsSettings",
     "ProtectSettings",
     "QmpSource",
     "RepositorySettings",
     "SpoolSettings",
     "VmSettings",
+    "captured_together",
     "load_config",
     "parse_config",
 ]

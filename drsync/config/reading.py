@@ -14,6 +14,7 @@ from drsync.config.settings import (
     Config,
     DaemonSettings,
     LibvirtSource,
+    LimitsSettings,
     ProtectSettings,
     QmpSource,
     RepositorySettings,
@@ -22,7 +23,7 @@ from drsync.config.settings import (
 )
 from drsync.config.table import TableReading, names_of
 from drsync.errors import ConfigInvalid, ConfigMissing
-from drsync.model import NAME_PATTERN
+from drsync.model import NAME_PATTERN, Consistency
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
@@ -91,13 +92,22 @@ class _Reading(TableReading):
         self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, TABLES)}" for name in unknown]
         repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
+        limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
-        if repository is None or spool is None or daemon is None:
+        if repository is None or spool is None or limits is None or daemon is None:
             return None
         self._check_s3_only(repository)
-        return Config(path=self._path, repository=repository, spool=spool, vms=vms, protects=protects, daemon=daemon)
+        return Config(
+            path=self._path,
+            repository=repository,
+            spool=spool,
+            limits=limits,
+            vms=vms,
+            protects=protects,
+            daemon=daemon,
+        )
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
@@ -112,16 +122,41 @@ class _Reading(TableReading):
             self.problems.append("vm is not a list of tables; write [[vm]], with two brackets")
             return ()
         vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
-        sockets = [(vm.name, vm.source.socket) for vm in vms if isinstance(vm.source, QmpSource)]
-        for name, socket_path in sockets:
-            if len(bytes(socket_path)) > MAX_SOCKET_PATH_BYTES:
-                limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
-                self.problems.append(f'[[vm]] "{name}": socket: {socket_path} {limit}')
         self._check_unique("name", [vm.name for vm in vms])
-        self._check_unique("socket", [str(path) for _, path in sockets])
+        self._check_sources(vms)
+        self._check_groups(vms)
+        return tuple(vms)
+
+    def _check_sources(self, vms: Sequence[VmSettings]) -> None:
+        over_qmp = [(vm, vm.source) for vm in vms if isinstance(vm.source, QmpSource)]
+        for vm, source in over_qmp:
+            self._check_socket(vm, "socket", source.socket)
+            if source.agent is not None:
+                self._check_socket(vm, "agent", source.agent)
+            elif vm.consistency is Consistency.FILESYSTEM:
+                needs = 'consistency = "filesystem" needs agent, the socket of the guest agent'
+                self.problems.append(f'[[vm]] "{vm.name}": {needs}')
+        self._check_unique("socket", [str(source.socket) for _, source in over_qmp])
+        self._check_unique("agent", [str(source.agent) for _, source in over_qmp if source.agent])
         domains = [vm.source.domain or vm.name for vm in vms if isinstance(vm.source, LibvirtSource)]
         self._check_unique("domain", domains)
-        return tuple(vms)
+
+    def _check_socket(self, vm: VmSettings, key: str, path: Path) -> None:
+        if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
+            limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
+            self.problems.append(f'[[vm]] "{vm.name}": {key}: {path} {limit}')
+
+    def _check_groups(self, vms: Sequence[VmSettings]) -> None:
+        """All VMs of a group are captured by one job, so what that job does must be the same for them."""
+        first: dict[str, VmSettings] = {}
+        for vm in vms:
+            if vm.group is None:
+                continue
+            other = first.setdefault(vm.group, vm)
+            for key, same in (("rpo", vm.rpo_s == other.rpo_s), ("group_pause", vm.group_pause == other.group_pause)):
+                if not same:
+                    where = f'[[vm]] "{vm.name}": {key} is not that of "{other.name}"'
+                    self.problems.append(f'{where}, which is in the group "{vm.group}", too')
 
     def _protects(self, tables: object) -> tuple[ProtectSettings, ...]:
         if not isinstance(tables, list):

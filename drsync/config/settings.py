@@ -12,19 +12,24 @@ from typing import Annotated, Final
 
 from drsync.config.key import (
     Key,
+    one_of,
     read_at_least_1s,
     read_disks,
     read_endpoint_url,
     read_name,
     read_parallel,
     read_path,
+    read_rate,
     read_repository_url,
     read_size,
+    read_switch,
     read_text,
     read_texts,
     read_uri,
     shown,
 )
+from drsync.model import Consistency, OnFreezeFailure
+from drsync.pace import Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,42 @@ class SpoolSettings:
             why="Room for what the guest writes anew while a capture runs, and for the file system's other users.",
         ),
     ]
+    stream_above_bytes: Annotated[
+        int,
+        Key(
+            name="stream_above",
+            parse=read_size,
+            default="4GiB",
+            meaning="A full or resync of more than this is read live and sent at once, not copied to the spool.",
+            why="Copying so much takes a minute in which the guest's writes may wait; more would take longer.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsSettings:
+    """`[limits]`: how much of the line and of the disks drsync may take."""
+
+    upload: Annotated[
+        Rate,
+        Key(
+            name="upload",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that one drsync process sends to the repository, all VMs together.",
+            why="Nobody else knows what the line has to carry beside.",
+        ),
+    ]
+    seed_read: Annotated[
+        Rate,
+        Key(
+            name="seed_read",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that are read of a VM's disks while it is seeded.",
+            why="Reading waits for the line, which is mostly slower than the disks.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +159,15 @@ class QmpSource:
             parse=read_disks,
             meaning="The disks to protect: name in the repository = QEMU's block node name.",
             why="Left out: all writable disks, named after their device.",
+        ),
+    ]
+    agent: Annotated[
+        Path | None,
+        Key(
+            name="agent",
+            parse=read_path,
+            meaning="The UNIX socket of the channel to the guest's qemu-ga, for drsync alone (docs/consistency.md).",
+            why='Needed only for `consistency = "filesystem"`. libvirt has the channel of its domains itself.',
         ),
     ]
 
@@ -175,6 +225,38 @@ def _libvirt_only(value: object) -> str:
     return "libvirt"
 
 
+ConsistencyKey = Annotated[
+    Consistency,
+    Key(
+        name="consistency",
+        parse=one_of(Consistency),
+        default="crash",
+        meaning='`"crash"`: as after a power cut. `"filesystem"`: the guest agent freezes file systems first.',
+        why="It needs nothing in the guest, and journals are made for it. docs/consistency.md weighs the two.",
+    ),
+]
+FreezeTimeoutKey = Annotated[
+    float,
+    Key(
+        name="freeze_timeout",
+        parse=read_at_least_1s,
+        default="10s",
+        meaning="The longest that a guest may be held still, frozen or paused. At least 1s.",
+        why="Windows itself ends a freeze after 10 s, and few users wait longer for an answer.",
+    ),
+]
+OnFreezeFailureKey = Annotated[
+    OnFreezeFailure,
+    Key(
+        name="on_freeze_failure",
+        parse=one_of(OnFreezeFailure),
+        default="crash",
+        meaning='When freezing fails: `"crash"`, take a crash-consistent point; `"fail"`, take none.',
+        why="A point that is as after a power cut is worth more than none.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSettings:
     """`[[vm]]`: one machine to protect."""
@@ -217,6 +299,28 @@ class VmSettings:
             default="10m",
             meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
             why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+        ),
+    ]
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
+    group: Annotated[
+        str | None,
+        Key(
+            name="group",
+            parse=read_name,
+            meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
+            why="Left out: the VM is captured by itself.",
+        ),
+    ]
+    group_pause: Annotated[
+        bool,
+        Key(
+            name="group_pause",
+            parse=read_switch,
+            default=True,
+            meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
+            why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
         ),
     ]
 
@@ -295,6 +399,9 @@ class ProtectSettings:
             why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
         ),
     ]
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +416,16 @@ class DaemonSettings:
             default=2,
             meaning="How many VMs are captured and shipped at a time, 1 to 64.",
             why="One reads while another waits for the line; more would make every capture longer.",
+        ),
+    ]
+    seeds: Annotated[
+        int,
+        Key(
+            name="seeds",
+            parse=read_parallel,
+            default=1,
+            meaning="How many VMs are seeded (read live, see `stream_above`) at a time, beside `parallel`, 1 to 64.",
+            why="A seed takes as long as the line needs for it: two at a time end no sooner.",
         ),
     ]
     host: Annotated[
@@ -339,14 +456,24 @@ class Config:
     path: Path
     repository: RepositorySettings
     spool: SpoolSettings
+    limits: LimitsSettings
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     daemon: DaemonSettings
 
 
+def captured_together(vms: Sequence[VmSettings]) -> Sequence[Sequence[VmSettings]]:
+    """The VMs as they are captured: each by itself, or all of a group at one instant, in their order."""
+    found: dict[str, list[VmSettings]] = {}
+    for vm in vms:
+        found.setdefault(f"vm {vm.name}" if vm.group is None else f"group {vm.group}", []).append(vm)
+    return list(found.values())
+
+
 TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
+    "limits": LimitsSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "daemon": DaemonSettings,

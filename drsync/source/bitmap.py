@@ -31,6 +31,7 @@ from drsync.units import format_size
 
 _TAG_PATTERN = r"[0-9a-f]{8}"
 _CAPTURE_PATTERN = r"[0-9a-f]{16}"
+Action = dict[str, object]
 _BITMAP = re.compile(rf"drsync-({_TAG_PATTERN})-({_CAPTURE_PATTERN})-({NAME_PATTERN}):({NAME_PATTERN})")
 _CHECKPOINT = re.compile(rf"drsync-({_TAG_PATTERN})-({_CAPTURE_PATTERN})-({NAME_PATTERN})")
 _JOB = re.compile(rf"drsync-({_TAG_PATTERN})-{_CAPTURE_PATTERN}-\d+-({NAME_PATTERN})")
@@ -99,6 +100,14 @@ class Owner:
     def layer_node(self, index: int) -> str:
         """The block node of the layer number `index`: QEMU allows 31 characters, so the VM is a hash."""
         return f"{self._node_prefix}{index}"
+
+    def export(self, index: int) -> str:
+        """The id and name of the NBD export of the disk number `index` (QEMU's ids begin with a letter)."""
+        return f"{self._node_prefix}live-{index}"
+
+    def owns_export(self, export: str) -> bool:
+        """Whether a block export is one of this owner's."""
+        return export.startswith(f"{self._node_prefix}live-")
 
     def owns_node(self, node: str) -> bool:
         """Whether a block node is a layer of this owner's captures."""
@@ -174,3 +183,9 @@ def _unusable(bitmap: DirtyBitmap) -> str:
     if bitmap.granularity != BLOCK_SIZE:
         return f"bitmap has a granularity of {format_size(bitmap.granularity)}, not {format_size(BLOCK_SIZE)}"
     return ""
+
+
+def begin_bitmap(node: str, name: str, persistent: bool) -> Action:
+    """Transaction action: a new bitmap records from now on."""
+    data = {"node": node, "name": name, "granularity": BLOCK_SIZE, "persistent": persistent}
+    return {"type": "block-dirty-bitmap-add", "data": data}

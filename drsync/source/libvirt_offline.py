@@ -18,7 +18,7 @@ identity, size and time of change must be as they were when it was read.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC
 from pathlib import Path
@@ -27,10 +27,10 @@ from typing import Final, Self
 
 import libvirt
 
-from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
-from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey
-from drsync.source.backup import make_layer
+from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
+from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
+from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, decide
 from drsync.source.jobs import JobFailed, Jobs
 from drsync.source.libvirt_checkpoints import Checkpoints
@@ -75,12 +75,15 @@ class OfflineSource:
             domain.close()
             raise domain.missing("it has been migrated to another host")
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        kept = {*keep, *([base.capture] if base is not None else [])}
         with self._translated():
             self._domain.check_run("survey")
             xml = self._xml()
             if tidy:
-                self._remove_bitmaps(xml, lambda made_by: base is None or made_by != base.capture)
+                self._remove_bitmaps(xml, lambda made_by: made_by not in kept)
             with self._reading(xml) as (_, graph):
                 self._chains = {disk.target: chain_names(disk, _node(graph, disk)) for disk in xml.disks}
                 return [self._survey_disk(disk, graph, base, full=full) for disk in xml.disks]
@@ -95,18 +98,41 @@ class OfflineSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
         try:
             with self._translated(), self._staying_off():
-                return self._capture(capture, base, disks, layers, made, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, made, instant, watch, deadline_s)
         except BaseException as err:
             self._abandon(capture, made, err)
             if isinstance(err, TimeoutError):
                 raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
             raise
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        raise self._not_live()
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        raise self._not_live()
+
+    def _not_live(self) -> LiveUnavailable:
+        return LiveUnavailable(vm=self._options.vm, problem="the domain is off: its disks are copied")
+
+    def incarnation(self) -> str:
+        return f"{boot_of_host()} {self._domain.uuid} off"
+
+    def is_running(self) -> bool:
+        self._domain.check_run("is_running")
+        return False
+
+    def pause(self, *, timeout_s: float) -> bool:
+        return self.is_running()
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._domain.check_run("resume")
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -174,6 +200,7 @@ class OfflineSource:
         disks: Sequence[DiskSurvey],
         layers: Mapping[str, Path],
         made: list[Path],
+        instant: Instant,
         watch: Watch,
         deadline_s: float,
     ) -> CaptureResult:
@@ -182,8 +209,9 @@ class OfflineSource:
         for disk in disks:
             make_layer(layers[disk.name], disk.size_bytes, (0, 0))
             made.append(layers[disk.name])
-        time = self._clock.now().astimezone(UTC)
-        self._add_bitmaps(capture, xml, disks)
+        with instant():  # a domain that is off holds still by itself; the others of its group may not
+            time = self._clock.now().astimezone(UTC)
+            self._add_bitmaps(capture, xml, disks)
         before = identities(xml)
         definition = self._definition(xml, before)
         self._copy(capture, base, disks, layers, xml, watch, deadline_s)

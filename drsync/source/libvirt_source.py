@@ -28,10 +28,10 @@ from typing import Final, Self
 
 import libvirt
 
-from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
-from drsync.model import CaptureId, Clock, Consistency, Kind, Progress, SystemClock, block_count
-from drsync.source import Base, CaptureResult, DiskSurvey, Source
-from drsync.source.backup import make_layer
+from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
+from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, no_increment
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
@@ -77,7 +77,9 @@ class LibvirtSource:
         self._domain = domain
         self._jobs = BackupJobs(domain, self._clock)
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
         with self._translated():
             self._domain.check_run("survey")
             if tidy:
@@ -87,7 +89,7 @@ class LibvirtSource:
             xml = self._xml()
             checkpoints = self._checkpoints(xml)
             if tidy:
-                self._remove_dead(checkpoints, xml, base)
+                self._remove_dead(checkpoints, xml, {*keep, *([base.capture] if base is not None else [])})
             sizes = {disk.target: self._size(disk) for disk in xml.disks}
             reasons = {disk.target: self._problem(disk, sizes[disk.target], base, full=full) for disk in xml.disks}
             dirty: dict[str, int] = {}
@@ -106,14 +108,47 @@ class LibvirtSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, base, disks, layers, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, instant, watch, deadline_s)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        raise self._not_live()
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        raise self._not_live()
+
+    def _not_live(self) -> LiveUnavailable:
+        """libvirt owns its QEMUs' NBD server; reading through its pull mode is another way, which is not there yet."""
+        return LiveUnavailable(vm=self._options.vm, problem="a domain of libvirt can't be read live")
+
+    def incarnation(self) -> str:
+        return f"{boot_of_host()} {self._domain.uuid} {self._domain.run_id}"
+
+    def is_running(self) -> bool:
+        self._domain.check_run("is_running")
+        with self._translated():
+            return bool(self._state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+
+    def pause(self, *, timeout_s: float) -> bool:
+        """libvirt bounds its calls itself: by its keepalive, and by how long it waits for a domain's job."""
+        if not self.is_running():
+            return False
+        with self._translated():
+            self._domain.call("virDomainSuspend", self._domain.handle.suspend)
+        return True
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._domain.check_run("resume")
+        with self._translated():
+            if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
+                self._domain.call("virDomainResume", self._domain.handle.resume)
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -133,6 +168,11 @@ class LibvirtSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _state(self) -> tuple[int, int]:
+        """The domain's state and its reason (virDomainState)."""
+        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
+        return state, reason
 
     # What libvirt has
 
@@ -178,6 +218,7 @@ class LibvirtSource:
         base: Base | None,
         disks: Sequence[DiskSurvey],
         layers: Mapping[str, Path],
+        instant: Instant,
         watch: Watch,
         deadline_s: float,
     ) -> CaptureResult:
@@ -192,7 +233,7 @@ class LibvirtSource:
                 make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
                 made.append(layers[disk.name])
             with self._jobs.watched() as ended:
-                time = self._begin(capture, copies, xml)
+                time = self._begin(capture, copies, xml, instant)
                 self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
             wait_until_closed(made, self._clock)
         except BaseException as err:
@@ -219,7 +260,7 @@ class LibvirtSource:
             copies.append(copy)
         return copies
 
-    def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml) -> datetime:
+    def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml, instant: Instant) -> datetime:
         """Start all bitmaps and all copies at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
@@ -230,8 +271,8 @@ class LibvirtSource:
         backup = backup_xml(copies, [t for t in targets if t not in {copy.target for copy in copies}])
         others = [target for target in targets if target not in kept]
         checkpoint = checkpoint_xml(self._owner.checkpoint(capture), kept, others) if kept else None
-        time = self._clock.now().astimezone(UTC)
-        with self._paused() if xml.has_iothreads else _going_on():
+        with instant(), self._paused() if xml.has_iothreads else _going_on():
+            time = self._clock.now().astimezone(UTC)
             self._fix_instant(backup, checkpoint)
         return time
 
@@ -296,14 +337,13 @@ class LibvirtSource:
     def _is_layer(self, path: Path) -> bool:
         return path.is_relative_to(self._options.layers)
 
-    def _remove_dead(self, checkpoints: Checkpoints, xml: DomainXml, base: Base | None) -> None:
-        """Remove our checkpoints of other captures than `base`'s, and bitmaps that nobody has a record of.
+    def _remove_dead(self, checkpoints: Checkpoints, xml: DomainXml, keep: Collection[CaptureId]) -> None:
+        """Remove our checkpoints of other captures than those in `keep`, and bitmaps that nobody has a record of.
 
         One that can't be removed now harms nobody, and is tried again.
         """
-        keep = base.capture if base is not None else None
-        dead = [capture for capture in checkpoints.captures() if capture != keep]
-        known = {*dead, keep}
+        dead = [capture for capture in checkpoints.captures() if capture not in keep]
+        known = {*dead, *keep}
         for capture in dead:
             try:
                 checkpoints.remove(capture)

@@ -16,8 +16,8 @@ from drsync.model import Kind, new_capture_id
 from drsync.source import Base, BaseDisk, DiskSurvey
 from drsync.source.backup import identity, make_layer
 from drsync.source.bitmap import Owner
-from drsync.source.monitor import Peer
 from drsync.source.qmp import QmpOptions, QmpSource
+from drsync.source.unix_socket import Peer
 
 pytestmark = pytest.mark.qemu
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drsync.config import Config, LibvirtSource, QmpSource, load_config, parse_config
+from drsync.config import Config, LibvirtSource, QmpSource, captured_together, load_config, parse_config
+from drsync.config.key import shown
 from drsync.config.settings import SOURCES, TABLES
 from drsync.config.table import keys_of
 from drsync.errors import ConfigInvalid, ConfigMissing
@@ -51,6 +52,8 @@ def test_a_url_and_a_vm_are_all_that_must_be_written() -> None:
     assert isinstance(vm.source, QmpSource)
     assert (vm.name, vm.source.socket, vm.source.disks) == ("web", Path("/run/web.qmp"), None)
     assert (vm.rpo_s, vm.capture_timeout_s) == (300, 600)
+    assert (vm.consistency, vm.source.agent, vm.freeze_timeout_s, vm.on_freeze_failure) == ("crash", None, 10, "crash")
+    assert (vm.group, vm.group_pause) == (None, True)
     assert (config.daemon.parallel, config.daemon.host, config.daemon.stop_timeout_s) == (2, "alpha", 60)
 
 
@@ -63,12 +66,10 @@ def test_the_example_shows_every_key_and_each_default_as_it_is() -> None:
     example = (ROOT / "examples/drsync.toml").read_text()
     for table in [*TABLES.values(), *SOURCES.values()]:
         for key in keys_of(table).values():
-            shown = re.findall(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", example, re.MULTILINE)
-            assert shown, key.name
+            found = re.findall(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", example, re.MULTILINE)
+            assert found, key.name
             if key.default is not None:
-                quoted = isinstance(key.default, str) and key.default != "[]"
-                wanted = f'"{key.default}"' if quoted else str(key.default)
-                assert wanted in shown, key.name
+                assert (key.default if key.default == "[]" else shown(key.default)) in found, key.name
 
 
 def test_the_documentation_has_every_key_with_default_meaning_and_reason() -> None:
@@ -77,7 +78,8 @@ def test_the_documentation_has_every_key_with_default_meaning_and_reason() -> No
         section = re.search(rf"^## .*\b{name}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
         assert section is not None, name
         for key in keys_of(table).values():
-            default = "required" if key.required else f"`{key.default}`" if key.default is not None else "none"
+            written = shown(key.default).strip('"')
+            default = "required" if key.required else f"`{written}`" if key.default is not None else "none"
             assert f"| `{key.name}` | {default} | {key.meaning} | {key.why} |" in section[0], key.name
 
 
@@ -115,9 +117,28 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "match = 'a'", '[repository]: unknown key "match"; it belongs to [[protect]]'),
         (REPOSITORY + "parallel = 2", '[repository]: unknown key "parallel"; it belongs to [daemon]'),
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
-        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, protect, repository, spool, vm'),
+        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, limits, protect, repository, spool, vm'),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
+        (REPOSITORY + VM + "consistency = 'full'", '[[vm]] "web": consistency: "full" is not known; use "crash" or'),
+        (REPOSITORY + VM + "consistency = 'filesystem'", '[[vm]] "web": consistency = "filesystem" needs agent, the'),
+        (REPOSITORY + VM + "on_freeze_failure = true", '[[vm]] "web": on_freeze_failure: true is not known; use'),
+        (REPOSITORY + VM + "freeze_timeout = '100ms'", '[[vm]] "web": freeze_timeout: '),
+        (REPOSITORY + VM + "group_pause = 'yes'", '[[vm]] "web": group_pause: "yes" is neither true nor false'),
+        (REPOSITORY + VM + "group = 'my shop'", '[[vm]] "web": group: "my shop" is not a name'),
+        (REPOSITORY + VM + f"agent = '/{'x' * 107}'", '[[vm]] "web": agent: /xxxxx'),
+        (
+            REPOSITORY + VM + "group = 'g'\n[[vm]]\nname = 'db'\nsocket = 's'\ngroup = 'g'\nrpo = '1m'",
+            '[[vm]] "db": rpo is not that of "web", which is in the group "g", too',
+        ),
+        (
+            REPOSITORY + VM + "group = 'g'\n[[vm]]\nname = 'db'\nsocket = 's'\ngroup = 'g'\ngroup_pause = false",
+            '[[vm]] "db": group_pause is not that of "web", which is in the group "g", too',
+        ),
+        (
+            REPOSITORY + VM + "agent = 'a'\n[[vm]]\nname = 'db'\nsocket = 's'\nagent = 'a'",
+            '[[vm]]: agent = "/etc/drsync/a" stands 2 times; it must be unique',
+        ),
         (REPOSITORY + VM + "sokcet = 'a'", '[[vm]] "web": unknown key "sokcet"; did you mean socket?'),
         (REPOSITORY + "[[vm]]\nname = 'web'", '[[vm]] "web": socket is missing'),
         (REPOSITORY + "[[vm]]\nsocket = 'a'", "[[vm]] number 1: name is missing"),
@@ -292,3 +313,9 @@ def test_any_document_is_either_read_or_refused_in_words(document: dict[str, obj
     config, problems = read_document(document, PATH, host_name="alpha")
     assert (config is None) == bool(problems)
     assert all(problem and problem.isprintable() for problem in problems)
+
+
+def test_the_vms_of_a_group_are_captured_together() -> None:
+    more = "".join(f"[[vm]]\nname = '{n}'\nsocket = '{n}'\ngroup = 'shop'\n" for n in ("db", "cache"))
+    config = parse(REPOSITORY + VM + more)
+    assert [[vm.name for vm in vms] for vms in captured_together(config.vms)] == [["web"], ["db", "cache"]]

@@ -21,6 +21,7 @@ RANGES = {
     "SpoolError": range(60, 70),
     "TargetError": range(70, 80),
     "RecoveryError": range(80, 90),
+    "GuestError": range(90, 100),
 }
 
 

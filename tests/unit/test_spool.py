@@ -14,7 +14,7 @@ from msgspec import json, structs
 
 from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency
-from drsync.spool import CaptureState, Spool, SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
+from drsync.spool import CaptureState, HeldGuest, Spool, SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
 
 MIB = 1024 * 1024
 NOBODY = 65534
@@ -295,3 +295,30 @@ def test_a_spool_that_a_user_can_pass_through_is_passable(tmp_path: Path) -> Non
     assert caught.value.remedy == f"chmod o+x {tmp_path / 'spool'}"
     (tmp_path / "spool").chmod(0o701)
     spool.vm("web").check_passable(NOBODY, NOBODY)
+
+
+def test_one_process_at_a_time_captures_a_group(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    with spool.group_locked("shop"):
+        with pytest.raises(CaptureRunning) as caught, spool.group_locked("shop"):
+            pass
+        assert str(caught.value) == f"VM of group shop is being captured by process {os.getpid()}"
+        with spool.group_locked("other"), spool.vm("shop").locked():
+            pass
+    with spool.group_locked("shop"):
+        pass
+
+
+def test_a_note_of_a_held_guest_is_kept_until_it_is_let_go(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    vm = spool.vm("web")
+    assert (vm.held(), spool.held_vms()) == (None, [])
+    vm.let_go()
+    note = HeldGuest(boot_id=boot_id(), pid=7, vm_run="1-2", paused=True, since="2026-11-25T10:00:00+00:00")
+    vm.hold(note)
+    assert (vm.held(), spool.held_vms(), note.what) == (note, ["web"], "frozen and paused")
+    assert vm.waiting() is None, "it is not a capture"
+    vm.hold(structs.replace(note, boot_id="another"))
+    assert vm.held() is None
+    vm.let_go()
+    assert spool.held_vms() == []
