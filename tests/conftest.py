@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, runni
 if TYPE_CHECKING:
     from libvirt_bench import LibvirtGround
     from mypy_boto3_s3 import S3Client
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
