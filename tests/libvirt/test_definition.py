@@ -116,6 +116,8 @@ def test_a_running_domain_has_both_its_xmls_and_its_pool(site: LibvirtSite) -> N
     with open_source(options) as source:
         assert [survey.size_bytes for survey in source.survey(None)] == [MIB, MIB]
     site.virsh("undefine", "running")
+    site.virsh("pool-destroy", "p")  # the site is shared: other tests list its pools
+    site.virsh("pool-undefine", "p")
 
 
 def test_nvram_travels(site: LibvirtSite) -> None:

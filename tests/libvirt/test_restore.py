@@ -60,7 +60,7 @@ def repository(guest_image: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def pool(site: LibvirtSite) -> Path:
     """The pool `default` of the site that takes over."""
-    path = site.path / "pool"
+    path = site.path / "default-pool"
     path.mkdir()
     site.define(f"<pool type='dir'><name>default</name><target><path>{path}</path></target></pool>", kind="pool")
     site.virsh("pool-start", "default")
