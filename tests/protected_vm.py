@@ -171,12 +171,25 @@ def restored(log: Log, point: int) -> Contents:
     return {name: target.content for name, target in targets.items()}
 
 
+class RoomySpool(Spool):
+    """A spool with a fixed room, whatever other programs write and delete meanwhile."""
+
+    def __init__(self, path: Path, room_bytes: int) -> None:
+        super().__init__(path, reserve_bytes=0)
+        self._room_bytes = room_bytes
+
+    def free_bytes(self) -> int:
+        return self._room_bytes
+
+
 class ProtectedVm:
     """A VM with a disk `root` (bitmaps persist) and a disk `data` (they don't), a repository, and hosts with spools."""
 
     def __init__(self, place: Path, *, root_bytes: int = 512 * KIB, reserve_bytes: int = 0) -> None:
         self._place = place
         self.reserve_bytes = reserve_bytes
+        self.free_bytes: int | None = None
+        """What the spool's file system has free beside the reserve; None: what it really has."""
         self.clock = SteppingClock()
         self.store: ObjectStore = MemoryStore(self.clock)
         self.key = RootKey.generate()
@@ -210,7 +223,9 @@ class ProtectedVm:
         return Log(self.repository(store).vm(VM))
 
     def spool(self, host: str = "alpha") -> Spool:
-        return Spool(self._place / host, self.reserve_bytes)
+        if self.free_bytes is None:
+            return Spool(self._place / host, self.reserve_bytes)
+        return RoomySpool(self._place / host, self.free_bytes)
 
     def source(self) -> Source:
         inner = MemorySource(self.vm, self.repository().tag, clock=self.clock)

@@ -221,16 +221,14 @@ def test_a_cycle_that_may_not_seed_says_that_it_is_due_and_touches_nothing(tmp_p
 
 def test_what_does_not_fit_the_spool_is_streamed_and_a_spool_without_any_room_is_an_error(tmp_path: Path) -> None:
     lab = ProtectedVm(tmp_path)
-    free = lab.spool().vm(VM)
-    lab.cycle()  # makes the spool
+    lab.cycle()
     lab.vm.crash()
-    lab.reserve_bytes = lab.spool().free_bytes() - 1024 * KIB - 3 * BLOCK_SIZE
-    assert not free.has_room(2**60)
+    lab.free_bytes = 1024 * KIB + 3 * BLOCK_SIZE
     lab.write()
     outcome = lab.cycle()
     assert outcome.result is Result.COMMITTED
     assert lab.log().read(lab.check_settled().number).packs.lengths.size > 0
-    lab.reserve_bytes = 2**62
+    lab.free_bytes = -1
     lab.write()
     with pytest.raises(SpoolFull):
         lab.cycle()
@@ -241,7 +239,7 @@ def test_rounds_go_on_until_the_rest_fits_the_spool(tmp_path: Path) -> None:
     lab = ProtectedVm(tmp_path)
     lab.cycle()
     lab.vm.crash()
-    lab.reserve_bytes = lab.spool().free_bytes() - 1024 * KIB - 2 * BLOCK_SIZE
+    lab.free_bytes = 1024 * KIB + 2 * BLOCK_SIZE
     left = [8, 6, 4, 2, 1, 0]
 
     def meanwhile() -> None:
@@ -262,7 +260,7 @@ def test_a_guest_that_writes_faster_than_the_line_takes_is_told_of(
     lab = ProtectedVm(tmp_path)
     lab.cycle()
     lab.vm.crash()
-    lab.reserve_bytes = lab.spool().free_bytes() - 1024 * KIB - 2 * BLOCK_SIZE
+    lab.free_bytes = 1024 * KIB + 2 * BLOCK_SIZE
     pieces = 0
 
     def meanwhile() -> None:
@@ -278,7 +276,7 @@ def test_a_guest_that_writes_faster_than_the_line_takes_is_told_of(
     assert "the guest changed 448 KiB, and the spool has no room for that; raise [limits] upload" in caplog.text
     assert len(lab.points()) == 1
     lab.vm.during_read = lambda: None
-    lab.reserve_bytes = 0
+    lab.free_bytes = None
     lab.cycle(seed=ALWAYS)
     lab.check_settled()
 
@@ -442,11 +440,11 @@ def test_what_can_neither_be_read_live_nor_fits_the_spool_is_an_error_and_the_se
     lab = ProtectedVm(tmp_path)
     seeding(lab, stop_after=3)
     sent, bitmaps = packs_of(lab), lab.bitmaps()
-    lab.reserve_bytes = lab.spool().free_bytes() - 1024 * KIB - 2 * BLOCK_SIZE
+    lab.free_bytes = 1024 * KIB + 2 * BLOCK_SIZE
     with pytest.raises(LiveUnavailable) as caught:
         lab.cycle(seed=ALWAYS, open_source=lambda: taken(lab))
     assert caught.value.remedy.startswith("drsync capture web")
     assert lab.bitmaps() == bitmaps
-    lab.reserve_bytes = 0
+    lab.free_bytes = None
     seeding(lab)
     assert sent < listed_packs(lab, lab.check_settled())
