@@ -102,7 +102,8 @@ install_drsync() {
         [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     done
     say "installing drsync$what and what it depends on into .venv"
-    logged .venv/bin/python -m pip install --quiet --editable ".$what"
+    # Into .venv whatever the system has: its versions are another distribution's business.
+    logged .venv/bin/python -m pip install --quiet --ignore-installed --editable ".$what"
     echo "$wanted" >".venv/.installed$what"
 }
 

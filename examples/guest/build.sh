@@ -109,7 +109,7 @@ make_boot_partition() {
     # -h: the sectors before the partition; the boot sector reckons from the disk's start
     mkfs.vfat -C -n BOOT -h 2048 "$partition" $((boot_mib * 1024)) >/dev/null
     printf '%s\n' 'SERIAL 0 115200' 'DEFAULT linux' 'PROMPT 0' 'LABEL linux' ' KERNEL /vmlinuz' ' INITRD /initrd.gz' \
-        ' APPEND console=ttyS0,115200 quiet panic=-1' >"$stage/syslinux.cfg"
+        ' APPEND console=ttyS0,115200 quiet panic=-1 no_timer_check' >"$stage/syslinux.cfg"
     mcopy -i "$partition" "$kernel" ::/vmlinuz
     mcopy -i "$partition" "$stage/initrd.gz" "$stage/syslinux.cfg" ::/
     syslinux --install "$partition"

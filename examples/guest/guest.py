@@ -13,9 +13,11 @@ go over the serial console; everything that was ever printed there is in
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +68,7 @@ class Guest:
         self.qmp_socket = self._sockets / "drsync.qmp"
         self._command = _qemu_command(self, controller=controller, iothread=iothread, memory_mib=memory_mib)
         self._process: subprocess.Popen[bytes] | None = None
+        self._ending = False
         self._control: QmpSocket | None = None
         self._console: SerialConsole | None = None
 
@@ -112,6 +115,7 @@ class Guest:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in (*self._sockets.iterdir(), self.console_log):  # of the start before
             path.unlink(missing_ok=True)
+        self._ending = False
         with self.qemu_log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -160,6 +164,10 @@ class Guest:
         """End QEMU at once, as a power cut would: whatever it had in memory is lost. Safe to call at any time."""
         self._disconnect()
         if self._process is not None:
+            if not self._ending and (status := self._process.poll()) is not None:
+                # The guest crashed, or QEMU did (a negative status is a signal): say so while its last words are there.
+                print(f"QEMU had ended, with status {status}\n{self.last_words()}", file=sys.stderr)
+            self._ending = True
             self._process.kill()
             self._process.wait()
 
@@ -172,6 +180,7 @@ class Guest:
         if self._process is None or self._console is None:
             raise GuestFailed("the guest is not running")
         self.check("umount /mnt || sync", timeout_s=timeout_s)
+        self._ending = True
         self._console.type("poweroff -f")
         try:
             self._console.wait_for_hang_up(time.monotonic() + timeout_s)
@@ -211,12 +220,21 @@ class Guest:
             raise GuestFailed(f"QEMU did not start: {err}\n{self.last_words()}") from err
         # The log, not the socket: QEMU writes it from its first moment on, whoever is connected.
         while not (up := re.search(rb"GUEST-UP boots=(\d+)[^\n]*\n", self.console_log.read_bytes())):
-            if not self.running:
-                raise GuestFailed(f"QEMU ended before the guest was up\n{self.last_words()}")
             if time.monotonic() >= deadline:
                 raise GuestFailed(f"the guest was not up in {timeout_s:g} s\n{self.last_words()}")
-            self._console.drain(0.02)
+            try:
+                self._console.drain(0.02)
+            except ConsoleBroken as err:
+                raise GuestFailed(f"QEMU ended before the guest was up{self._status()}\n{self.last_words()}") from err
         self.boots = int(up.group(1))
+
+    def _status(self) -> str:
+        """How QEMU ended, for messages; its sockets close a moment before."""
+        if self._process is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            return f", with status {self._process.wait(timeout=5)}"
+        return ", or hung up"
 
     def _disconnect(self) -> None:
         for connection in (self._control, self._console):

@@ -1,6 +1,5 @@
-"""A command line, its log put back after each test, and a VM to work on."""
+"""A command line, and a VM to work on."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,17 +8,6 @@ from command_line import Cli
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.units import MiB
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command sets up the log of its process, which here is that of all tests."""
-    root, own = logging.getLogger(), logging.getLogger("drsync")
-    before = root.handlers[:], root.level, own.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ users' repositories can't be read any more: the folder is right, drsync is wrong
 
 import hashlib
 import json
-import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,17 +65,6 @@ def each(names: str) -> pytest.MarkDecorator:
         for name in getattr(golden, names)()
     ]
     return pytest.mark.parametrize(("golden", "name"), found)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command sets up the log of its process, which here is that of all tests."""
-    root, own = logging.getLogger(), logging.getLogger("drsync")
-    before = root.handlers[:], root.level, own.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
 
 
 def host_of(golden: Golden, place: Path) -> Cli:

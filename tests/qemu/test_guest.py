@@ -1,6 +1,9 @@
 """The test bench itself: the guest boots, does what it is told, and can be lost."""
 
+import os
+import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +91,24 @@ def test_a_disk_that_does_not_boot_is_told_with_the_consoles_last_lines(tmp_path
             guest.start(timeout_s=5)
         assert not guest.running
     finally:
+        guest.close()
+
+
+def test_a_qemu_that_ends_while_the_guest_boots_is_told_with_its_status(guest_disk: Path, tmp_path: Path) -> None:
+    guest = Guest(tmp_path, [GuestDisk(node="d0", path=guest_disk)])
+
+    def kill_it() -> None:
+        while not (guest.console_log.exists() and guest.console_log.stat().st_size):
+            time.sleep(0.01)
+        os.kill(guest.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    try:
+        with pytest.raises(GuestFailed, match=r"QEMU ended before the guest was up, with status -9\nconsole: "):
+            guest.start()
+    finally:
+        killer.join()
         guest.close()
 
 
