@@ -238,7 +238,8 @@ def base_of(head: Segment | None) -> Base | None:
     if head is None or head.meta.point is None:
         return None
     point: PointMeta = head.meta.point
-    return Base(capture=point.capture, disks=[BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks])
+    disks = [BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks]
+    return Base(capture=point.capture, disks=disks, definition=point.definition)
 
 
 def newest_point(log: Log, head: Segment | None) -> Segment | None:

@@ -1,6 +1,7 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
     run ──▶ generation (configuration, session, APScheduler) ──▶ a _VmJob per VM ──▶ Session.capture
+     │        └ with [[protect]]: asks libvirt every half minute which VMs there are
      │  SIGHUP: a new generation takes over; captures that run go on to their end
      └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`
 
@@ -13,7 +14,7 @@ left alone until the configuration is read again. Every outcome is one line.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import Enum
@@ -39,6 +40,8 @@ _LOGGER = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
+LOOK_S: Final = 30.0
+"""How often patterns are matched anew: a VM that appears has its first point a minute later at most."""
 _REPEAT_S: Final = 3600.0
 """A failure that goes on is logged once in this time; each attempt would bury what is new."""
 _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
@@ -50,6 +53,10 @@ class Captures(Protocol):
 
     def capture(self, vm_name: str, progress: Progress, /) -> Outcome:
         """One cycle of one VM."""
+        ...
+
+    def vms(self) -> Sequence[VmSettings]:
+        """The VMs to protect now, those that patterns find among them; may take seconds."""
         ...
 
     def beat(self) -> None:
@@ -76,6 +83,7 @@ class Daemon:
         clock: Clock,
         notifier: Notifier,
         poll_s: float = POLL_S,
+        look_s: float = LOOK_S,
     ) -> None:
         """`load` reads the configuration again, `open_captures` makes a session of it; neither may block for long.
 
@@ -91,6 +99,7 @@ class Daemon:
         # A SimpleQueue, since its put is the one that a signal handler may interrupt anything with.
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._busy = _Busy()
+        self._look_s = look_s
         self._generation = self._new_generation(config)
 
     def ask(self, request: Request) -> None:
@@ -129,7 +138,7 @@ class Daemon:
             return None
 
     def _new_generation(self, config: Config) -> "_Generation":
-        return _Generation(config, self._open_captures(config), self._busy, self._clock)
+        return _Generation(config, self._open_captures(config), self._busy, self._clock, self._look_s)
 
     def _reload(self) -> None:
         """Take the new configuration, or say why not and go on with the old one."""
@@ -165,7 +174,9 @@ class Daemon:
 
     def _summary(self) -> str:
         vms, parallel = len(self._config.vms), self._config.daemon.parallel
-        return f"{vms} {'VM' if vms == 1 else 'VMs'}, {parallel} at a time, to {self._config.repository.url}"
+        patterns = [f"{protect.match!r}" for protect in self._config.protects]
+        found = f" and those that match {', '.join(patterns)}" if patterns else ""
+        return f"{vms} {'VM' if vms == 1 else 'VMs'}{found}, {parallel} at a time, to {self._config.repository.url}"
 
 
 class _Busy:
@@ -196,9 +207,10 @@ class _Busy:
 class _Generation:
     """One configuration at work: its session, its scheduler and its jobs."""
 
-    def __init__(self, config: Config, captures: Captures, busy: _Busy, clock: Clock) -> None:
+    def __init__(self, config: Config, captures: Captures, busy: _Busy, clock: Clock, look_s: float) -> None:
         self._clock = clock
         self._busy = busy
+        self._captures = captures
         self._stopped = threading.Event()
         pool = ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"})
         defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
@@ -207,14 +219,56 @@ class _Generation:
         self._started = threading.Event()
         self._scheduler.add_listener(lambda _event: self._started.set(), EVENT_SCHEDULER_STARTED)
         self._thread = threading.Thread(target=self._scheduler.start, name="scheduler", daemon=True)
-        self._jobs: Mapping[str, _VmJob] = {vm.name: _VmJob(vm, captures, clock, self) for vm in config.vms}
+        self._jobs: dict[str, _VmJob] = {vm.name: _VmJob(vm, captures, clock, self) for vm in config.vms}
+        self._named = frozenset(self._jobs)
+        self._look_s = look_s if config.protects else None
+        self._look_trouble = ""
 
     def start(self) -> None:
         """Give every VM its job."""
-        for name, job in self._jobs.items():
-            self._scheduler.add_job(self._run, job.cadence, args=[job], id=name, name=name)
+        for job in self._jobs.values():
+            self._schedule(job)
         self._thread.start()
         self._started.wait()
+        if self._look_s is not None:
+            threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
+
+    def _schedule(self, job: "_VmJob") -> None:
+        name = job.vm.name
+        self._scheduler.add_job(self._run, job.cadence, args=[job], id=name, name=name)
+
+    def _keep_looking(self, look_s: float) -> None:
+        """Match the patterns, now and then. Waits by itself: libvirt may hang, and must not hold up a capture."""
+        while True:
+            self._look()
+            if self._stopped.wait(look_s):
+                return
+
+    def _look(self) -> None:
+        try:
+            vms = self._captures.vms()
+        except DrsyncError as err:  # who can't be asked has not taken any VM away
+            if str(err) != self._look_trouble:
+                _LOGGER.error("VMs can't be looked for: %s; remedy: %s", err, err.remedy)
+            self._look_trouble = str(err)
+        except Exception as err:
+            _LOGGER.exception("VMs can't be looked for: a bug in drsync", exc_info=err)
+        else:
+            self._look_trouble = ""
+            if not self._stopped.is_set():
+                self._take(vms)
+
+    def _take(self, vms: Sequence[VmSettings]) -> None:
+        """Begin with VMs that are new, and leave those that are gone."""
+        wanted = {vm.name: vm for vm in vms}
+        for name in sorted(self._jobs.keys() - wanted.keys() - self._named):
+            del self._jobs[name]
+            self.drop(name)
+            _LOGGER.warning("vm=%s is gone from libvirt: no more captures; its points stay in the repository", name)
+        for name in sorted(wanted.keys() - self._jobs.keys()):
+            self._jobs[name] = _VmJob(wanted[name], self._captures, self._clock, self)
+            self._schedule(self._jobs[name])
+            _LOGGER.info("vm=%s was found: it is protected from now on, every %s", name, _rpo(wanted[name]))
 
     def check_alive(self) -> None:
         """Check that the scheduler works; taking its lock shows that it is not stuck, either.
@@ -233,12 +287,14 @@ class _Generation:
 
     def reset_due_times(self) -> None:
         """Tell the scheduler anew when each job is due, after the wall clock was set."""
-        for name, job in self._jobs.items():
+        for name, job in list(self._jobs.items()):
             self._set_due_time(name, job.cadence.wall_time(self._clock.now()))
 
     def delay(self, name: str, seconds: float) -> None:
         """Let the next run of a VM come `seconds` from now."""
-        self._set_due_time(name, self._jobs[name].cadence.delay(seconds, self._clock.now()))
+        job = self._jobs.get(name)
+        if job is not None:  # else it is gone from libvirt meanwhile
+            self._set_due_time(name, job.cadence.delay(seconds, self._clock.now()))
 
     def drop(self, name: str) -> None:
         """Run a VM no more."""
@@ -320,6 +376,10 @@ class _VmJob:
             self._captures.beat()
         except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
             _LOGGER.debug("vm=%s no heartbeat: %s", self.vm.name, err)
+
+
+def _rpo(vm: VmSettings) -> str:
+    return format_duration(vm.rpo_s)
 
 
 def backoff_s(failures: int) -> float:

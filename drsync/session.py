@@ -6,6 +6,7 @@ concurrent thread could not use: the daemon runs several VMs in one session.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -16,13 +17,14 @@ import msgspec
 from drsync import catalog
 from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_cycle
 from drsync.catalog import Point, VmStatus
-from drsync.config import Config, VmSettings
+from drsync.config import Config, LibvirtSource, VmSettings
 from drsync.errors import (
     DrsyncError,
     IntegrityError,
     ObjectMissing,
     PointLost,
     RepositoryExists,
+    SourceError,
     TargetExists,
     UnknownDisk,
     UnknownPoint,
@@ -35,6 +37,7 @@ from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
+from drsync.protection import Protection, libvirt_needed
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
 from drsync.source import DiskSurvey, Source
@@ -85,6 +88,7 @@ class Session:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config = config
         self.clock = clock
+        self.protection = Protection(config)
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -154,7 +158,7 @@ class Session:
         Raises:
             UnknownVm: `vm` is neither.
         """
-        known = sorted({v.name for v in self.config.vms} | set(self.repository.vm_names()))
+        known = sorted({v.name for v in self.protection.vms} | set(self.repository.vm_names()))
         if vm is None:
             return known
         if vm not in known:
@@ -163,11 +167,51 @@ class Session:
 
     def open_source(self, vm: VmSettings) -> Source:
         """A session with the VM's QEMU."""
+        if isinstance(vm.source, LibvirtSource):
+            return self._open_domain(vm, vm.source)
         from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
 
         return QmpSource(
             QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
         )
+
+    def _open_domain(self, vm: VmSettings, source: LibvirtSource) -> Source:
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
+
+        options = LibvirtOptions(
+            vm=vm.name,
+            domain=source.domain or vm.name,
+            uri=source.uri,
+            repository_tag=self.repository.tag,
+            layers=self.spool.vm(vm.name).path,
+            exclude=source.exclude,
+        )
+        return open_source(options, clock=self.clock)
+
+    def check_access(self, vm: VmSettings) -> Sequence[str]:
+        """Check that the VM's QEMU can write layers; what else there is to know of it, for people.
+
+        Raises:
+            SpoolClosed: its user can't pass through to the spool.
+        """
+        if not isinstance(vm.source, LibvirtSource):
+            return []
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_access import qemu_access  # noqa: PLC0415 - as libvirt_needed
+        access = qemu_access(vm.source.uri)
+        self.spool.vm(vm.name).check_passable(access.uid, access.gid)
+        if "apparmor" in access.confined_by:
+            return [f"AppArmor confines QEMU; if it denies {self.spool.path}, docs/libvirt.md has the rule"]
+        return []
+
+    def vms(self) -> Sequence[VmSettings]:
+        """The VMs that this host protects now; libvirt is asked if there are patterns.
+
+        Raises:
+            LibvirtMissing, LibvirtUnreachable: it can't be asked.
+        """
+        return self.protection.look()
 
     def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
         """What a capture of the VM would do now. Nothing in QEMU is changed: a capture may wait to be shipped."""
@@ -183,7 +227,7 @@ class Session:
         Raises:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
-        vm = self.config.vm(vm_name)
+        vm = self.protection.vm(vm_name)
         options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
         return run_cycle(
             self.log(vm.name),
@@ -198,7 +242,7 @@ class Session:
     def beat(self) -> None:
         """Write this host's heartbeat: what its spool knows of each configured VM."""
         seen: dict[str, Seen] = {}
-        for vm in self.config.vms:
+        for vm in self.protection.vms:
             state = self.spool.vm(vm.name).state()
             if state.wrote_seq and state.checked_at and not state.fenced_by:
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
@@ -211,12 +255,14 @@ class Session:
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
         beats = read_heartbeats(self.repository)
+        with suppress(SourceError):  # what patterns would find is no reason to show nothing
+            self.protection.look()
         return [self._status(vm, beats) for vm in self.known_vms()]
 
     def _status(self, vm: str, beats: Heartbeats) -> VmStatus:
         spool = self.spool.vm(vm)
         state, seen = spool.state(), beats.of(vm)
-        settings = next((v for v in self.config.vms if v.name == vm), None)
+        settings = next((v for v in self.protection.vms if v.name == vm), None)
         error, error_time = state.error, state.error_at
         point: Point | None = None
         try:
@@ -257,8 +303,7 @@ class Session:
             PointLost: no number was given, and newer points than the log has are known to have been committed.
             TargetExists, TargetFull: the output can't take it.
         """
-        self.known_vms(request.vm)
-        point, image = self._find(self.log(request.vm), request)
+        point, image = self.find_point(request.vm, number=request.number, at=request.at)
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
         for path in [definition, *(d.path for d in disks)]:
@@ -267,14 +312,21 @@ class Session:
         check_room(request.output, sum(d.live_bytes for d in disks))
         return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)
 
-    def _find(self, log: Log, request: RestoreRequest) -> tuple[Point, PointImage]:
-        """The point that was asked for, from as little of the log as block maps allow."""
-        last = self._last_needed(log, request.number)
+    def find_point(self, vm: str, *, number: int | None = None, at: datetime | None = None) -> tuple[Point, PointImage]:
+        """The point that was asked for, else the newest, from as little of the log as block maps allow.
+
+        Raises:
+            UnknownVm, UnknownPoint: there is nothing like that.
+            PointLost: no number was given, and newer points than the log has are known to have been committed.
+        """
+        self.known_vms(vm)
+        log = self.log(vm)
+        last = self._last_needed(log, number)
         while True:
             stretch = newest_stretch(log, last)
             known = catalog.points_of(stretch.segments, parent=stretch.parent)
             try:
-                point = catalog.choose(request.vm, known, number=request.number, at=request.at)
+                point = catalog.choose(vm, known, number=number, at=at)
             except UnknownPoint as err:
                 if stretch.ground is None or stretch.parent is None:
                     raise UnknownPoint(**err.fields | {"known": catalog.described(catalog.points(log))}) from err

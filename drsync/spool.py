@@ -19,9 +19,11 @@ the boot that it belongs to; a capture of an earlier boot is dropped, never ship
 
 import fcntl
 import os
+import pwd
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from drsync.durable import sync_directory
-from drsync.errors import CaptureRunning, SpoolFull, SpoolUnusable
+from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency, is_name
 from drsync.units import format_size
 
@@ -210,6 +212,23 @@ class VmSpool:
                 reserve=format_size(self._spool.reserve_bytes),
             )
 
+    def check_passable(self, uid: int, gid: int) -> None:
+        """Check that a user can pass through every directory down to this VM's layers.
+
+        Raises:
+            SpoolClosed: one is closed to it; the error names it.
+        """
+        if uid == 0:
+            return
+        user, groups = _user(uid, gid)
+        for directory in reversed([self.path, *self.path.parents]):
+            try:
+                status = directory.stat()
+            except OSError:
+                return  # not made yet: drsync makes what is missing passable
+            if not _may_pass(status, uid, groups):
+                raise SpoolClosed(vm=self.vm, user=user, directory=directory)
+
     @property
     def keep_free_bytes(self) -> int:
         """Below this much free space a running capture gives up: half the reserve, as the guest may write meanwhile."""
@@ -278,6 +297,24 @@ class VmSpool:
 def boot_id() -> str:
     """The id of the machine's present boot."""
     return _BOOT_ID.read_text().strip()
+
+
+def _user(uid: int, gid: int) -> tuple[str, list[int]]:
+    """A user's name, and all groups that it is in."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid), [gid]
+    return name, os.getgrouplist(name, gid)
+
+
+def _may_pass(status: os.stat_result, uid: int, groups: Sequence[int]) -> bool:
+    """What the kernel decides for a search of a directory (path_resolution(7)), but for ACLs."""
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IXUSR)
+    if status.st_gid in groups:
+        return bool(status.st_mode & stat.S_IXGRP)
+    return bool(status.st_mode & stat.S_IXOTH)
 
 
 @contextmanager

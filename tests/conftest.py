@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
 
 if TYPE_CHECKING:
+    from libvirt_bench import LibvirtGround
     from mypy_boto3_s3 import S3Client
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
@@ -40,6 +43,30 @@ def logging_as_before() -> Iterator[None]:
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     own.setLevel(before[2])
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The examples' guest's disk, to be used as a backing file or copied: never boot it itself."""
+    built = subprocess.run(
+        ["bash", Path(__file__).parents[1] / "examples/guest/build.sh"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode != 0:
+        pytest.fail(f"the guest can't be built: {built.stdout}{built.stderr}")
+    return Path(built.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def ground(guest_image: Path) -> Iterator["LibvirtGround"]:
+    """A libvirt host with a guest that was booted once; tests take turns."""
+    from libvirt_bench import LibvirtGround
+
+    with LibvirtGround(guest_image) as ground:
+        yield ground
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,13 @@ class LibvirtSite:
         return f"qemu+unix:///system?socket={self.socket}"
 
     @property
+    def inside(self) -> list[str]:
+        """How a command begins that shall run on this host, where /var/lib/libvirt, /run … are its own."""
+        if self._process is None:
+            raise LibvirtSiteFailed("libvirtd does not run")
+        return ["nsenter", f"--target={self._process.pid}", "--mount", "--net"]
+
+    @property
     def running(self) -> bool:
         """Whether libvirtd runs; its QEMUs live on without it."""
         return self._process is not None and self._process.poll() is None
@@ -116,6 +123,7 @@ class LibvirtSite:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # Ctrl-C ends the tests, which then end it in good order
             )
         self._wait_until_up(self._process)
         self._namespaces.add(_mount_namespace(self._process.pid))
@@ -142,6 +150,7 @@ class LibvirtSite:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+        self._namespaces.clear()  # the kernel gives their names to others now: a second kill would hit another site
 
     def destroy(self) -> None:
         """The site is gone: its processes are killed, its files removed. Safe to call twice."""

@@ -4,18 +4,17 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from source_bench import SIZES, TAG, Replica, SourceBench
+from source_bench import SIZES, Replica, SourceBench
 
 from drsync.model import CaptureId, Kind, new_capture_id
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
-from drsync.source.bitmap import Owner
 
 BOTH_FULL = dict.fromkeys(SIZES, Kind.FULL)
 BOTH_INCREMENTAL = dict.fromkeys(SIZES, Kind.INCREMENTAL)
 
 
 def ours(bench: SourceBench, disk: str, capture: CaptureId) -> str:
-    return f"{disk}/{Owner(repository=TAG, vm='web').bitmap(capture, disk)}"
+    return f"{disk}/{bench.bitmap(disk, capture)}"
 
 
 class Protection:
@@ -45,7 +44,7 @@ class Protection:
             capture, self.base, self.surveys, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes
         )
         disks = [BaseDisk(name=survey.name, size_bytes=survey.size_bytes) for survey in self.surveys]
-        return Base(capture=capture, disks=disks), layers
+        return Base(capture=capture, disks=disks, definition=self.result.definition), layers
 
     def commit(self, point: Base, layers: dict[str, Path]) -> None:
         """The repository has the point now."""

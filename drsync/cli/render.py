@@ -119,10 +119,15 @@ class BarProgress:
 
     def __init__(self, bars: "RichProgress") -> None:
         self._bars = bars
+        self._step = ""
         self._task: TaskID | None = None
 
     def start(self, step: str, total_bytes: int) -> None:
-        self._task = self._bars.add_task(step, total=total_bytes)
+        if self._task is not None and step == self._step:  # it became more
+            self._bars.update(self._task, total=total_bytes, completed=0)
+        else:
+            self._task = self._bars.add_task(step, total=total_bytes)
+        self._step = step
 
     def advance(self, done_bytes: int) -> None:
         if self._task is not None:

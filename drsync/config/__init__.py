@@ -14,6 +14,8 @@ from drsync.config.reading import load_config, parse_config
 from drsync.config.settings import (
     Config,
     DaemonSettings,
+    LibvirtSource,
+    ProtectSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
@@ -27,6 +29,8 @@ __all__ = [
     "DEFAULT_PATH",
     "Config",
     "DaemonSettings",
+    "LibvirtSource",
+    "ProtectSettings",
     "QmpSource",
     "RepositorySettings",
     "SpoolSettings",

@@ -5,7 +5,7 @@ message that shows the value and says what is right.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -100,6 +100,21 @@ def read_endpoint_url(value: object) -> str:
     if parts.username or parts.password:
         raise ValueError("holds a secret; credentials come from the environment or ~/.aws, never from this file")
     return text
+
+
+def read_uri(value: object) -> str:
+    """How this host's libvirt is reached."""
+    text = read_text(value)
+    if not re.fullmatch(r"qemu(\+unix)?:///[^\s]*", text):
+        raise ValueError(f'{shown(text)} is not a URI of libvirt\'s QEMU driver on this host; write "qemu:///system"')
+    return text
+
+
+def read_texts(value: object) -> Sequence[str]:
+    """A list of texts; may be empty."""
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f'{shown(value)} is not a list of texts; write for example ["vdb"]')
+    return tuple(value)
 
 
 def read_disks(value: object) -> Mapping[str, str]:

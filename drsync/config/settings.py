@@ -6,7 +6,7 @@ them by a test. Values are in the unit that their name says (`reserve_bytes`, `r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,9 +21,10 @@ from drsync.config.key import (
     read_repository_url,
     read_size,
     read_text,
+    read_texts,
+    read_uri,
     shown,
 )
-from drsync.errors import UnknownVm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,44 @@ class QmpSource:
     ]
 
 
-SOURCES: Final[Mapping[str, type[QmpSource]]] = {"qmp": QmpSource}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtSource:
+    """`source = "libvirt"`: a domain that libvirt manages."""
+
+    domain: Annotated[
+        str | None,
+        Key(
+            name="domain",
+            parse=read_text,
+            meaning="The domain's name or UUID in libvirt.",
+            why="Left out: the VM's name.",
+        ),
+    ]
+    uri: Annotated[
+        str,
+        Key(
+            name="uri",
+            parse=read_uri,
+            default="qemu:///system",
+            meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
+            why="libvirt's daemon for the whole system, where servers run their VMs.",
+        ),
+    ]
+    exclude: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude",
+            parse=read_texts,
+            default="[]",
+            meaning='Disks that are not protected, by their `<target dev="...">`.',
+            why="All writable disks with a medium; CD-ROMs, read-only and transient disks are left out anyway.",
+        ),
+    ]
+
+
+SourceSettings = QmpSource | LibvirtSource
+
+SOURCES: Final[Mapping[str, type[QmpSource] | type[LibvirtSource]]] = {"qmp": QmpSource, "libvirt": LibvirtSource}
 """What `source` may be, and which class holds the keys that only this source has."""
 
 
@@ -129,6 +167,12 @@ def _source(value: object) -> str:
     if not isinstance(value, str) or value not in SOURCES:
         raise ValueError(f"{shown(value)} is not a source; use {' or '.join(map(shown, SOURCES))}")
     return value
+
+
+def _libvirt_only(value: object) -> str:
+    if value != "libvirt":
+        raise ValueError(f'{shown(value)} is not a source that VMs can be looked for in; use "libvirt"')
+    return "libvirt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,13 +190,89 @@ class VmSettings:
         ),
     ]
     source: Annotated[
-        QmpSource,
+        SourceSettings,
         Key(
             name="source",
             parse=_source,
             default="qmp",
-            meaning='How drsync reaches the VM: `"qmp"`, a QMP socket of its own.',
-            why="The only one yet.",
+            meaning='How drsync reaches the VM: `"qmp"`, a QMP socket of its own, or `"libvirt"`.',
+            why="It needs nothing but QEMU. For VMs that libvirt manages it must be set.",
+        ),
+    ]
+    rpo_s: Annotated[
+        float,
+        Key(
+            name="rpo",
+            parse=read_at_least_1s,
+            default="5m",
+            meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+            why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
+        ),
+    ]
+    capture_timeout_s: Annotated[
+        float,
+        Key(
+            name="capture_timeout",
+            parse=read_at_least_1s,
+            default="10m",
+            meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
+            why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectSettings:
+    """`[[protect]]`: every domain whose name matches, also those that appear later."""
+
+    source: Annotated[
+        str,
+        Key(
+            name="source",
+            parse=_libvirt_only,
+            default="libvirt",
+            meaning='Where VMs are looked for: `"libvirt"`.',
+            why="Only libvirt knows which VMs there are.",
+        ),
+    ]
+    match: Annotated[
+        str,
+        Key(
+            name="match",
+            parse=read_text,
+            required=True,
+            meaning="Which domains, by name: `*` is any text, `?` any character, `[ab]` one of these.",
+            why='`"*"` protects all; that should be a decision.',
+        ),
+    ]
+    uri: Annotated[
+        str,
+        Key(
+            name="uri",
+            parse=read_uri,
+            default="qemu:///system",
+            meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
+            why="libvirt's daemon for the whole system, where servers run their VMs.",
+        ),
+    ]
+    exclude_vms: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude_vms",
+            parse=read_texts,
+            default="[]",
+            meaning="Domains that are not meant although they match, by names or patterns.",
+            why="None.",
+        ),
+    ]
+    exclude: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude",
+            parse=read_texts,
+            default="[]",
+            meaning='Disks that are not protected, by their `<target dev="...">`, of each of these domains.',
+            why="All writable disks with a medium; CD-ROMs, read-only and transient disks are left out anyway.",
         ),
     ]
     rpo_s: Annotated[
@@ -220,29 +340,15 @@ class Config:
     repository: RepositorySettings
     spool: SpoolSettings
     vms: Sequence[VmSettings]
+    protects: Sequence[ProtectSettings]
     daemon: DaemonSettings
-
-    def vm(self, name: str) -> VmSettings:
-        """The settings of the VM of this name.
-
-        Raises:
-            UnknownVm: it is not configured; the message lists those that are.
-        """
-        for vm in self.vms:
-            if vm.name == name:
-                return vm
-        raise UnknownVm(vm=name, known=", ".join(vm.name for vm in self.vms) or "none")
 
 
 TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
     "vm": VmSettings,
+    "protect": ProtectSettings,
     "daemon": DaemonSettings,
 }
-"""The file's tables. `[[vm]]` also takes the keys of its source."""
-
-
-def keys_of(table: type) -> Mapping[str, Key]:
-    """The keys of one settings class, by the name of the attribute that holds the value."""
-    return {field.name: field.type.__metadata__[0] for field in fields(table)}  # type: ignore[union-attr]
+"""The file's tables; `vm` and `protect` are lists. `[[vm]]` also takes the keys of its source."""

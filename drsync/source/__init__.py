@@ -26,7 +26,7 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,8 @@ class Base:
 
     capture: CaptureId
     disks: Sequence[BaseDisk]
+    definition: Mapping[str, object] = field(default_factory=dict)
+    """What the point's CaptureResult said of the VM: a source may tell by it whether a disk is still the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,8 +85,8 @@ class DiskCopy:
         return {"sync": "top" if self.node.knows_unwritten else "full"}
 
 
-def make_layer(path: Path, size_bytes: int, peer: Peer) -> None:
-    """An empty layer file that only QEMU and root can open.
+def make_layer(path: Path, size_bytes: int, owner: tuple[int, int]) -> None:
+    """An empty layer file that only QEMU and root can open; `owner` is QEMU's user and group.
 
     Raises:
         SpoolUnusable: it can't be made there, or exists; nothing is left.
@@ -98,19 +98,16 @@ def make_layer(path: Path, size_bytes: int, peer: Peer) -> None:
     except OSError as err:
         path.unlink(missing_ok=True)
         raise SpoolUnusable(path=path, problem=err.strerror) from err
-    _give_to(path, peer)
+    _give_to(path, owner)
 
 
-def _give_to(path: Path, peer: Peer) -> None:
+def _give_to(path: Path, owner: tuple[int, int]) -> None:
     """Let QEMU's user own the file, if we may and it is another one."""
-    if os.geteuid() != 0:
-        return
-    uid, gid = _identity(peer)
-    if uid != 0:
-        os.chown(path, uid, gid, follow_symlinks=False)
+    if os.geteuid() == 0 and owner[0] != 0:
+        os.chown(path, *owner, follow_symlinks=False)
 
 
-def _identity(peer: Peer) -> tuple[int, int]:
+def identity(peer: Peer) -> tuple[int, int]:
     """The user and group that QEMU's process has now.
 
     The socket tells those it had when it began to listen; with `-run-with user=`

@@ -197,9 +197,12 @@ class MemorySource:
                 raise DiskMissing(vm=self._vm.name, node=node, known=", ".join(sorted(self._vm.disks)) or "none")
         return {name: self._vm.disks[node] for name, node in sorted(wanted.items())}
 
+    def _bitmap(self, base: Base | None, disk: str) -> str:
+        return "" if base is None else self._owner.bitmap(base.capture, disk)
+
     def _survey_disk(self, name: str, disk: MemoryDisk, base: Base | None, *, full: bool) -> DiskSurvey:
         size_bytes = len(disk.content)
-        decision = decide(name, size_bytes, disk.report(), base, owner=self._owner, full=full)
+        decision = decide(name, size_bytes, disk.report(), base, name=self._bitmap(base, name), full=full)
         is_full = decision.kind is Kind.FULL
         return DiskSurvey(
             name=name,

@@ -89,6 +89,21 @@ class Monitor:
             raise
         return monitor
 
+    @classmethod
+    def attach(cls, vm: str, connection: socket.socket, *, timeout_s: float) -> "Monitor":
+        """A session over a socket that is connected to a QEMU already; the session owns it from now on.
+
+        Raises:
+            SourceUnreachable, SourceBusy, NotQmp: as `connect`.
+        """
+        monitor = cls(vm, Path("a QEMU of drsync's own"))
+        try:
+            monitor._greet(connection, timeout_s)
+        except BaseException:
+            monitor.close()
+            raise
+        return monitor
+
     def execute(
         self,
         command: str,
@@ -161,7 +176,9 @@ class Monitor:
         self.close()
 
     def _connect(self, timeout_s: float) -> None:
-        connection = self._open_socket(timeout_s)
+        self._greet(self._open_socket(timeout_s), timeout_s)
+
+    def _greet(self, connection: socket.socket, timeout_s: float) -> None:
         try:
             self._check_first_byte(connection, timeout_s)
             self._run(lambda: self._client.connect(connection), timeout_s)

@@ -30,7 +30,7 @@ from typing import Final, Self
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Progress, SystemClock
 from drsync.source import Base, CaptureResult, DiskSurvey
-from drsync.source.backup import DiskCopy, make_layer
+from drsync.source.backup import DiskCopy, identity, make_layer
 from drsync.source.bitmap import Owner, decide
 from drsync.source.definition import describe
 from drsync.source.jobs import JobFailed, Jobs
@@ -145,9 +145,12 @@ class QmpSource:
             raise DiskMissing(vm=self._options.vm, node="that is a disk", known=known)
         return disks
 
+    def _bitmap(self, base: Base | None, disk: str) -> str:
+        return "" if base is None else self._owner.bitmap(base.capture, disk)
+
     def _survey_disk(self, name: str, node: Node, graph: BlockGraph, base: Base | None, *, full: bool) -> DiskSurvey:
         size_bytes = node.image.virtual_size
-        decision = decide(name, size_bytes, node.dirty_bitmaps, base, owner=self._owner, full=full)
+        decision = decide(name, size_bytes, node.dirty_bitmaps, base, name=self._bitmap(base, name), full=full)
         is_full = decision.kind is Kind.FULL
         return DiskSurvey(
             name=name,
@@ -199,8 +202,9 @@ class QmpSource:
         try:
             self._refuse_while_migrating()
             definition = describe(self._monitor, {copy.disk.name: copy.node for copy in copies})
+            owner = identity(self._monitor.peer)
             for copy in copies:
-                make_layer(copy.path, copy.disk.size_bytes, self._monitor.peer)
+                make_layer(copy.path, copy.disk.size_bytes, owner)
                 made.append(copy.path)
             for copy in copies:
                 self._monitor.execute("blockdev-add", copy.layer())

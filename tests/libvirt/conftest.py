@@ -1,13 +1,13 @@
-"""What the tests with libvirt share: a site for all of them, and the examples' guest."""
+"""What the tests with libvirt share: a site for all of them, and a protected domain."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_bench import LibvirtBench, LibvirtGround
 from libvirt_site import LibvirtSite
-
-ROOT = Path(__file__).parents[2]
+from source_bench import SIZES
+from source_protection import Protection
 
 
 @pytest.fixture(scope="session")
@@ -17,16 +17,20 @@ def site() -> Iterator[LibvirtSite]:
         yield site
 
 
-@pytest.fixture(scope="session")
-def guest_image() -> Path:
-    """The guest's disk, to be copied or used as a backing file: never boot it itself."""
-    built = subprocess.run(
-        ["bash", ROOT / "examples/guest/build.sh"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if built.returncode != 0:
-        pytest.fail(f"the guest can't be built: {built.stdout}{built.stderr}")
-    return Path(built.stdout.splitlines()[-1])
+@pytest.fixture
+def bench(ground: LibvirtGround, tmp_path: Path) -> Iterator[LibvirtBench]:
+    """The domain `web`, off, with disks full of ones."""
+    bench = LibvirtBench(ground, tmp_path / "domain", tmp_path)
+    try:
+        for disk, size in SIZES.items():
+            bench.write(disk, 0, size, 1)
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture
+def protection(bench: LibvirtBench, tmp_path: Path) -> Protection:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    return Protection(bench, spool)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,9 @@ import pytest
 
 from drsync.cadence import FIRST_WITHIN_S, Cadence, Drift
 from drsync.capture import Outcome, Result
-from drsync.config import Config, VmSettings, parse_config
+from drsync.config import Config, LibvirtSource, VmSettings, parse_config
 from drsync.daemon import Daemon, Request, backoff_s
-from drsync.errors import ConfigInvalid, Fenced, StoreUnavailable, WrongKey
+from drsync.errors import ConfigInvalid, DrsyncError, Fenced, LibvirtUnreachable, StoreUnavailable, WrongKey
 from drsync.model import Progress, SystemClock
 from drsync.systemd import Notifier
 
@@ -59,6 +59,8 @@ class ScriptedCaptures:
     def __init__(self, script: Mapping[str, Callable[[], None]] | None = None) -> None:
         self.script = dict(script or {})
         self.counts: Counter[str] = Counter()
+        self.found: Sequence[VmSettings] = ()
+        self.trouble: DrsyncError | None = None
         self.times: dict[str, list[float]] = {}
         self.running = 0
         self.most_running = 0
@@ -77,6 +79,11 @@ class ScriptedCaptures:
             with self._lock:
                 self.running -= 1
         return unchanged(vm)
+
+    def vms(self) -> Sequence[VmSettings]:
+        if self.trouble is not None:
+            raise self.trouble
+        return self.found
 
     def beat(self) -> None:
         with self._lock:
@@ -149,6 +156,7 @@ def running(
         clock=clock or SystemClock(),
         notifier=notifier,
         poll_s=0.02,
+        look_s=0.02,
     )
     work = Running(daemon, notifier)
     try:
@@ -156,6 +164,18 @@ def running(
     finally:
         if work.finished() is None:
             work.stop()
+
+
+def pattern_config(*vms: str) -> Config:
+    """VMs that are named, and a pattern."""
+    text = b'[repository]\nurl = "file:///srv/repository"\n[[protect]]\nmatch = "*"\n'
+    protects = parse_config(text, Path("/etc/drsync/drsync.toml")).protects
+    return replace(config_of(*vms), protects=protects)
+
+
+def found_vm(name: str) -> VmSettings:
+    source = LibvirtSource(domain=name, uri="qemu:///system", exclude=())
+    return VmSettings(name=name, source=source, rpo_s=0.05, capture_timeout_s=600)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -484,3 +504,42 @@ def test_a_host_without_vms_still_runs_and_stops() -> None:
 def test_vm_settings_of_a_test_are_those_of_a_file() -> None:
     (vm,) = config_of("web").vms
     assert isinstance(vm, VmSettings)
+
+
+# ---- patterns ----------------------------------------------------------------------------------
+
+
+def test_a_vm_that_appears_is_captured_and_one_that_is_gone_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="drsync")
+    captures = ScriptedCaptures()
+    config = pattern_config("named")
+    captures.found = [*config.vms]
+    with running(config, captures) as work:
+        wait_until(lambda: captures.counts["named"] > 0)
+        captures.found = [*config.vms, found_vm("a"), found_vm("b")]
+        wait_until(lambda: captures.counts["a"] > 1 and captures.counts["b"] > 1)
+        captures.found = [found_vm("b")]  # a VM that the file names stays, whoever finds it
+        wait_until(lambda: "vm=a is gone from libvirt" in caplog.text)
+        settled = captures.counts["a"]
+        before = captures.counts["b"], captures.counts["named"]
+        wait_until(lambda: captures.counts["b"] > before[0] + 2 and captures.counts["named"] > before[1] + 2)
+        assert captures.counts["a"] <= settled + 1
+        captures.found = [found_vm("a")]
+        wait_until(lambda: captures.counts["a"] > settled + 2)
+        assert work.stop()
+    assert caplog.text.count("vm=a was found: it is protected from now on") == 2
+    assert "vm=named is gone" not in caplog.text
+
+
+def test_while_libvirt_does_not_answer_the_vms_that_are_known_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    captures = ScriptedCaptures()
+    config = pattern_config()
+    captures.found = [found_vm("a")]
+    with running(config, captures):
+        wait_until(lambda: captures.counts["a"] > 0)
+        captures.trouble = LibvirtUnreachable(vm="*", uri="qemu:///system", problem="connection refused")
+        wait_until(lambda: "VMs can't be looked for" in caplog.text)
+        before = captures.counts["a"]
+        wait_until(lambda: captures.counts["a"] > before + 2)
+    assert caplog.text.count("VMs can't be looked for") == 1
+    assert "virsh -c 'qemu:///system' list --all" in caplog.text
