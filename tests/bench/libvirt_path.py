@@ -1,4 +1,4 @@
-"""Measures the protection of a running libvirt VM beside virtnbdbackup: same data, same run, the guest writes meanwhile.
+"""Measures the protection of a running libvirt VM beside virtnbdbackup: same data, same run, a guest that writes.
 
     .venv/bin/python tests/bench/libvirt_path.py [--size-gib 5] [--runs 3] [--work DIRECTORY] [--json FILE]
     .venv/bin/python tests/bench/libvirt_path.py --rpo-minutes 10 --plot lag.png

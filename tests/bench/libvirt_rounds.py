@@ -128,7 +128,7 @@ class LibvirtRound:
 
     def _idle(self) -> None:
         """The latency that a VM has when nobody backs it up."""
-        tool, vm = self._tools[0]
+        vm = self._tools[0][1]
         with self._alive(vm):
             vm.begin_writing()
             self._heard("nobody", "idle", vm.idle_latency(_IDLE_S))
@@ -155,4 +155,3 @@ class LibvirtRound:
 
     def _note(self, tool: str, step: str, usage: Usage, stored_bytes: int | None = None) -> None:
         self._journal.note(Figure(tool=tool, step=step, run=self._number, stored_bytes=stored_bytes, **asdict(usage)))
-

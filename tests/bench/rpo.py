@@ -11,10 +11,11 @@ from bench.disk_data import real_files
 from bench.libvirt_rounds import guest_image
 from bench.libvirt_tools import DrsyncLibvirt
 from bench.libvirt_vm import LibvirtVm
+from libvirt_site import LibvirtSite
+
 from drsync.config import load_config
 from drsync.model import SystemClock
 from drsync.session import Session
-from libvirt_site import LibvirtSite
 
 RPO_S: Final = 10.0
 _RATE_MIB_PER_S: Final = 10
@@ -68,7 +69,7 @@ def _lag_s(session: Session) -> float | None:
 
 
 def _draw(lags: list[tuple[float, float]], plot: Path) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only this needs it: pip install 'drsync[bench]'
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4))
     axes = figure.subplots()
