@@ -364,6 +364,7 @@ class _Job:
     """
 
     workers: str = _CAPTURES
+    may_seed: bool = False
 
     def __init__(
         self,
@@ -428,7 +429,12 @@ class _Job:
     def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
         if self._histories[name].note(result, took_s) is Verdict.NEVER:
             del self._histories[name]
-        elif _is_seed_due(result):
+        else:
+            self._go_on(name, result)
+
+    def _go_on(self, name: str, result: Outcome | Exception) -> None:
+        """What comes next for a VM that was not given up."""
+        if _is_seed_due(result):
             self._seeding.add(name)
             self._to_seed.append(name)
 
@@ -436,8 +442,10 @@ class _Job:
         stop = self._generation.is_stopped
         try:
             if self._is_group:
-                return self._captures.capture_together(names, lambda _name: NoProgress(), may_seed=False)
-            return {name: self._captures.capture(name, NoProgress(), may_seed=False, stop=stop) for name in names}
+                return self._captures.capture_together(names, lambda _name: NoProgress(), may_seed=self.may_seed)
+            return {
+                name: self._captures.capture(name, NoProgress(), may_seed=self.may_seed, stop=stop) for name in names
+            }
         except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
             return dict.fromkeys(names, err)
 
@@ -464,6 +472,7 @@ class _SeedJob(_Job):
     """The seed of one VM: runs until it is done, then gives the VM back to the job that it is from."""
 
     workers = _SEEDS
+    may_seed = True
 
     def __init__(
         self,
@@ -491,17 +500,8 @@ class _SeedJob(_Job):
         else:
             self.home.give_up(self._name)
 
-    def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
-        if self._histories[name].note(result, took_s) is Verdict.NEVER:
-            del self._histories[name]
+    def _go_on(self, name: str, result: Outcome | Exception) -> None:
         self._is_done = isinstance(result, Outcome) and not _is_seed_due(result)
-
-    def _capture(self, names: Sequence[str]) -> Mapping[str, Outcome | Exception]:
-        try:
-            stop = self._generation.is_stopped
-            return {self._name: self._captures.capture(self._name, NoProgress(), may_seed=True, stop=stop)}
-        except Exception as err:  # noqa: BLE001  as for _Job
-            return {self._name: err}
 
 
 def _is_seed_due(result: Outcome | Exception) -> bool:

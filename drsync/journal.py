@@ -15,8 +15,8 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 
 from drsync.durable import sync_directory
-from drsync.errors import SpoolUnusable
 from drsync.model import CaptureId, block_count
+from drsync.spool import translated
 
 _MAX_BYTES: Final = 1024 * 1024 * 1024
 """Of a journal: 3 million packs, 100 TiB."""
@@ -150,7 +150,7 @@ class Journal:
         Raises:
             SpoolUnusable: it can't be written.
         """
-        with _translated(path):
+        with translated(path):
             path.unlink(missing_ok=True)
             _append(path, _line(begin))
             sync_directory(path.parent)
@@ -165,7 +165,7 @@ class Journal:
         Raises:
             SpoolUnusable: it can't be read.
         """
-        with _translated(path):
+        with translated(path):
             try:
                 with path.open("rb") as file:
                     data = file.read(_MAX_BYTES)
@@ -187,7 +187,7 @@ class Journal:
         Raises:
             SpoolUnusable: it can't be written.
         """
-        with self._lock, _translated(self.path):
+        with self._lock, translated(self.path):
             _append(self.path, _line(entry))
             self._apply(entry)
 
@@ -262,14 +262,6 @@ def _append(path: Path, line: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise SpoolUnusable(path=err.filename or path, problem=err.strerror) from err
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,7 +145,7 @@ class Spool:
             SpoolUnusable: the directory can't be made or written.
         """
         record = self.path / "spool.json"
-        with _translated(self.path):
+        with translated(self.path):
             _make_directory(self.path)
             if not record.exists():
                 _write_new(record, msgspec.json.encode(_SpoolRecord(writer=secrets.token_hex(8))))
@@ -169,7 +169,7 @@ class Spool:
 
     def held_vms(self) -> list[str]:
         """The VMs whose guests some process holds still, or held when it ended."""
-        with _translated(self.path):
+        with translated(self.path):
             return sorted(note.parent.name for note in self.path.glob("*/held.json") if is_name(note.parent.name))
 
     def vm(self, name: str) -> "VmSpool":
@@ -178,7 +178,7 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Room on the spool's file system beside the reserve; may be negative."""
-        with _translated(self.path):
+        with translated(self.path):
             return shutil.disk_usage(self.path).free - self.reserve_bytes
 
 
@@ -216,7 +216,7 @@ class VmSpool:
         """
         if state == self.state():
             return
-        with _translated(self.path):
+        with translated(self.path):
             _make_directory(self.path)
             _write_over(self.path / "state.json", msgspec.json.encode(state))
 
@@ -234,13 +234,13 @@ class VmSpool:
         Raises:
             SpoolUnusable: it is not: do not hold the guest.
         """
-        with _translated(self.path):
+        with translated(self.path):
             _make_directory(self.path)
             _write_over(self.path / "held.json", msgspec.json.encode(held))
 
     def let_go(self) -> None:
         """Remove the note: the guest is known to run freely."""
-        with _translated(self.path):
+        with translated(self.path):
             (self.path / "held.json").unlink(missing_ok=True)
 
     def check_room(self, copy_bytes: int) -> None:
@@ -278,7 +278,7 @@ class VmSpool:
 
     def remove_journal(self) -> None:
         """A seed is done, or given up."""
-        with _translated(self.path):
+        with translated(self.path):
             self.journal_path.unlink(missing_ok=True)
 
     def check_passable(self, uid: int, gid: int) -> None:
@@ -305,7 +305,7 @@ class VmSpool:
 
     def begin(self, capture: CaptureId, disks: list[str]) -> dict[str, Path]:
         """Make the directory of a new capture; the paths where its layers go (TAKING)."""
-        with _translated(self.path):
+        with translated(self.path):
             directory = self.path / capture
             directory.mkdir()
             directory.chmod(_DIRECTORY_MODE)
@@ -313,7 +313,7 @@ class VmSpool:
 
     def complete(self, capture: SpooledCapture) -> None:
         """Note that every layer of the capture is whole (CAPTURED)."""
-        with _translated(self.path):
+        with translated(self.path):
             _write_new(self.path / capture.capture / "capture.json", msgspec.json.encode(capture))
 
     def layer_path(self, capture: CaptureId, disk: str) -> Path:
@@ -322,7 +322,7 @@ class VmSpool:
     def remove(self, capture: CaptureId) -> None:
         """Remove a capture that is committed or shall be dropped; half a removal leaves it TAKING."""
         directory = self.path / capture
-        with _translated(self.path), suppress(FileNotFoundError):
+        with translated(self.path), suppress(FileNotFoundError):
             (directory / "capture.json").unlink(missing_ok=True)
             shutil.rmtree(directory)
 
@@ -336,7 +336,7 @@ class VmSpool:
     def waiting(self) -> SpooledCapture | None:
         """The complete capture that waits to be shipped, if there is one. Everything else that lies here is dropped."""
         found: SpooledCapture | None = None
-        with _translated(self.path):
+        with translated(self.path):
             for directory in sorted(p for p in self.path.glob("*/") if is_name(p.name)):
                 spooled = self._read_capture(directory)
                 if spooled is None or found is not None:
@@ -393,7 +393,7 @@ def _may_pass(status: os.stat_result, uid: int, groups: Sequence[int]) -> bool:
 @contextmanager
 def _locked(directory: Path, name: str, vm: str) -> Iterator[None]:
     """Hold a file's lock, which the kernel takes back when the process ends."""
-    with _translated(directory):
+    with translated(directory):
         _make_directory(directory)
         fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -410,7 +410,8 @@ def _locked(directory: Path, name: str, vm: str) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """What the file system refuses in the block raises SpoolUnusable."""
     try:
         yield
     except OSError as err:

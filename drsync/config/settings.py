@@ -172,6 +172,18 @@ class QmpSource:
     ]
 
 
+LibvirtUriKey = Annotated[
+    str,
+    Key(
+        name="uri",
+        parse=read_uri,
+        default="qemu:///system",
+        meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
+        why="libvirt's daemon for the whole system, where servers run their VMs.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibvirtSource:
     """`source = "libvirt"`: a domain that libvirt manages."""
@@ -185,16 +197,7 @@ class LibvirtSource:
             why="Left out: the VM's name.",
         ),
     ]
-    uri: Annotated[
-        str,
-        Key(
-            name="uri",
-            parse=read_uri,
-            default="qemu:///system",
-            meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
-            why="libvirt's daemon for the whole system, where servers run their VMs.",
-        ),
-    ]
+    uri: LibvirtUriKey
     exclude: Annotated[
         Sequence[str],
         Key(
@@ -225,6 +228,26 @@ def _libvirt_only(value: object) -> str:
     return "libvirt"
 
 
+RpoKey = Annotated[
+    float,
+    Key(
+        name="rpo",
+        parse=read_at_least_1s,
+        default="5m",
+        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+        why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
+    ),
+]
+CaptureTimeoutKey = Annotated[
+    float,
+    Key(
+        name="capture_timeout",
+        parse=read_at_least_1s,
+        default="10m",
+        meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
+        why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+    ),
+]
 ConsistencyKey = Annotated[
     Consistency,
     Key(
@@ -281,26 +304,8 @@ class VmSettings:
             why="It needs nothing but QEMU. For VMs that libvirt manages it must be set.",
         ),
     ]
-    rpo_s: Annotated[
-        float,
-        Key(
-            name="rpo",
-            parse=read_at_least_1s,
-            default="5m",
-            meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
-            why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
-        ),
-    ]
-    capture_timeout_s: Annotated[
-        float,
-        Key(
-            name="capture_timeout",
-            parse=read_at_least_1s,
-            default="10m",
-            meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
-            why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
-        ),
-    ]
+    rpo_s: RpoKey
+    capture_timeout_s: CaptureTimeoutKey
     consistency: ConsistencyKey
     freeze_timeout_s: FreezeTimeoutKey
     on_freeze_failure: OnFreezeFailureKey
@@ -349,16 +354,7 @@ class ProtectSettings:
             why='`"*"` protects all; that should be a decision.',
         ),
     ]
-    uri: Annotated[
-        str,
-        Key(
-            name="uri",
-            parse=read_uri,
-            default="qemu:///system",
-            meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
-            why="libvirt's daemon for the whole system, where servers run their VMs.",
-        ),
-    ]
+    uri: LibvirtUriKey
     exclude_vms: Annotated[
         Sequence[str],
         Key(
@@ -379,26 +375,8 @@ class ProtectSettings:
             why="All writable disks with a medium; CD-ROMs, read-only and transient disks are left out anyway.",
         ),
     ]
-    rpo_s: Annotated[
-        float,
-        Key(
-            name="rpo",
-            parse=read_at_least_1s,
-            default="5m",
-            meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
-            why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
-        ),
-    ]
-    capture_timeout_s: Annotated[
-        float,
-        Key(
-            name="capture_timeout",
-            parse=read_at_least_1s,
-            default="10m",
-            meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
-            why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
-        ),
-    ]
+    rpo_s: RpoKey
+    capture_timeout_s: CaptureTimeoutKey
     consistency: ConsistencyKey
     freeze_timeout_s: FreezeTimeoutKey
     on_freeze_failure: OnFreezeFailureKey

@@ -147,12 +147,12 @@ class PlanRun:
             plan = recovery.plan(task.request)
             self._say(f"{task.vm}: restoring point {plan.point.number} of {plan.point.time:%Y-%m-%d %H:%M:%S}Z")
             recovery.run(plan, progress)
-        elif not found.active:
-            self._say(f"{task.vm}: was restored before; starting it")
-            _start(host, found)
-        uuid, domain = (
-            (plan.uuid, plan.domain) if found is None and plan else (found.uuid, found.name) if found else ("", "")
-        )
+            uuid, domain = plan.uuid, plan.domain
+        else:
+            if not found.active:
+                self._say(f"{task.vm}: was restored before; starting it")
+                _start(host, found)
+            uuid, domain = found.uuid, found.name
         wait_until_up(host, uuid, domain, task.wait, timeout_s=task.timeout_s, clock=self._clock, sleep=self._sleep)
         outcome = self._outcome(task, Came.UP, plan=plan, domain=domain, was_there=found is not None)
         self._say(f"{task.vm}: up after {outcome.rto_s or 0:.1f} s")

@@ -44,8 +44,8 @@ from drsync.source.libvirt_images import (
     protocol_options,
     split_bitmap,
 )
-from drsync.source.libvirt_source import RAW_REASON, LibvirtOptions
-from drsync.source.libvirt_xml import DomainDisk, DomainXml, read_domain
+from drsync.source.libvirt_source import RAW_REASON, LibvirtOptions, domain_xml
+from drsync.source.libvirt_xml import DomainDisk, DomainXml
 from drsync.source.monitor import CommandRefused
 from drsync.source.nodes import BlockGraph, Node
 from drsync.source.storage_daemon import StorageDaemon
@@ -81,7 +81,7 @@ class OfflineSource:
         kept = {*keep, *([base.capture] if base is not None else [])}
         with self._translated():
             self._domain.check_run("survey")
-            xml = self._xml()
+            xml = domain_xml(self._domain, self._options)
             if tidy:
                 self._remove_bitmaps(xml, lambda made_by: made_by not in kept)
             with self._reading(xml) as (_, graph):
@@ -137,7 +137,7 @@ class OfflineSource:
     def release(self, keep: CaptureId) -> None:
         with self._translated():
             self._domain.check_run("release")
-            xml = self._xml()
+            xml = domain_xml(self._domain, self._options)
             self._remove_bitmaps(xml, lambda made_by: made_by != keep)
             self._forget_checkpoints(xml, keep)
 
@@ -153,14 +153,6 @@ class OfflineSource:
         self.close()
 
     # What there is
-
-    def _xml(self) -> DomainXml:
-        text = self._domain.call("virDomainGetXMLDesc", lambda: self._domain.handle.XMLDesc(0))
-        xml = read_domain(text, self._options.exclude)
-        if not xml.disks:
-            known = ", ".join(xml.excluded) or "none"
-            raise DiskMissing(vm=self._options.vm, node="that is not excluded", known=known)
-        return xml
 
     @contextmanager
     def _reading(self, xml: DomainXml) -> Iterator[tuple[StorageDaemon, BlockGraph]]:
@@ -205,7 +197,7 @@ class OfflineSource:
         deadline_s: float,
     ) -> CaptureResult:
         self._domain.check_run("capture")
-        xml = self._xml()
+        xml = domain_xml(self._domain, self._options)
         for disk in disks:
             make_layer(layers[disk.name], disk.size_bytes, (0, 0))
             made.append(layers[disk.name])
@@ -337,7 +329,7 @@ class OfflineSource:
     def _abandon(self, capture: CaptureId, made: Sequence[Path], cause: BaseException) -> None:
         if not isinstance(cause, SourceLost):
             try:
-                self._remove_bitmaps(self._xml(), lambda made_by: made_by == capture)
+                self._remove_bitmaps(domain_xml(self._domain, self._options), lambda made_by: made_by == capture)
             except (SourceLost, CaptureFailed, DiskMissing, LibvirtRefused, CommandRefused) as err:
                 log.warning("vm=%s capture=%s is not cleared away yet: %s", self._options.vm, capture, err)
         for path in made:

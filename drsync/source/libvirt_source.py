@@ -86,7 +86,7 @@ class LibvirtSource:
                 self._let_go()
                 self._end_dead_jobs()
             self._refuse_while_busy()
-            xml = self._xml()
+            xml = domain_xml(self._domain, self._options)
             checkpoints = self._checkpoints(xml)
             if tidy:
                 self._remove_dead(checkpoints, xml, {*keep, *([base.capture] if base is not None else [])})
@@ -147,13 +147,12 @@ class LibvirtSource:
     def resume(self, *, timeout_s: float) -> None:
         self._domain.check_run("resume")
         with self._translated():
-            if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
-                self._domain.call("virDomainResume", self._domain.handle.resume)
+            self._resume()
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
             self._domain.check_run("release")
-            checkpoints = self._checkpoints(self._xml())
+            checkpoints = self._checkpoints(domain_xml(self._domain, self._options))
             for capture in checkpoints.captures():
                 if capture != keep:
                     checkpoints.remove(capture)
@@ -174,15 +173,12 @@ class LibvirtSource:
         state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
         return state, reason
 
-    # What libvirt has
+    def _resume(self) -> None:
+        """Let it go on, unless it is not paused, or not by a request."""
+        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
+            self._domain.call("virDomainResume", self._domain.handle.resume)
 
-    def _xml(self) -> DomainXml:
-        text = self._domain.call("virDomainGetXMLDesc", lambda: self._domain.handle.XMLDesc(0))
-        xml = read_domain(text, self._options.exclude)
-        if not xml.disks:
-            known = ", ".join(xml.excluded) or "none"
-            raise DiskMissing(vm=self._options.vm, node="that is not excluded", known=known)
-        return xml
+    # What libvirt has
 
     def _checkpoints(self, xml: DomainXml) -> Checkpoints:
         return Checkpoints(self._domain, self._owner, [*(disk.target for disk in xml.disks), *xml.excluded])
@@ -203,8 +199,7 @@ class LibvirtSource:
 
     def _refuse_while_busy(self) -> None:
         """A domain has one job at a time; one that arrives by a migration must not have its disks held, either."""
-        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
-        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
             raise self._failed("virDomainGetState", "the VM is being migrated")
         blocker = self._jobs.blocker(self._is_layer)
         if blocker:
@@ -226,7 +221,7 @@ class LibvirtSource:
         try:
             self._domain.check_run("capture")
             self._refuse_while_busy()
-            xml = self._xml()
+            xml = domain_xml(self._domain, self._options)
             copies = self._plan(base, disks, layers, xml)
             definition = describe(self._domain, xml)
             for disk in disks:
@@ -286,8 +281,7 @@ class LibvirtSource:
     @contextmanager
     def _paused(self) -> Iterator[None]:
         """The guest stands still inside, if it was running. After a crash in between, the next survey lets it go on."""
-        state, _ = self._domain.call("virDomainGetState", self._domain.handle.state)
-        if state != libvirt.VIR_DOMAIN_RUNNING:
+        if self._state()[0] != libvirt.VIR_DOMAIN_RUNNING:
             yield
             return
         self._mark.write_text(f"{self._domain.uuid} {self._domain.run_id}")
@@ -303,10 +297,8 @@ class LibvirtSource:
             paused = self._mark.read_text()
         except FileNotFoundError:
             return
-        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
-        ours = paused == f"{self._domain.uuid} {self._domain.run_id}"
-        if ours and (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
-            self._domain.call("virDomainResume", self._domain.handle.resume)
+        if paused == f"{self._domain.uuid} {self._domain.run_id}":
+            self._resume()
         self._mark.unlink(missing_ok=True)
 
     @property
@@ -320,7 +312,7 @@ class LibvirtSource:
         if not isinstance(cause, SourceLost):
             try:
                 self._end_dead_jobs()
-                checkpoints = self._checkpoints(self._xml())
+                checkpoints = self._checkpoints(domain_xml(self._domain, self._options))
                 if capture in checkpoints.captures():
                     checkpoints.remove(capture)
             except (SourceLost, CaptureFailed, LibvirtRefused) as err:
@@ -364,6 +356,20 @@ class LibvirtSource:
 
     def _failed(self, operation: str, problem: str) -> CaptureFailed:
         return CaptureFailed(vm=self._options.vm, operation=operation, problem=problem)
+
+
+def domain_xml(domain: LibvirtDomain, options: LibvirtOptions) -> DomainXml:
+    """What libvirt says of the domain; it has a disk to capture.
+
+    Raises:
+        DiskMissing: it has none, or all are excluded.
+    """
+    text = domain.call("virDomainGetXMLDesc", lambda: domain.handle.XMLDesc(0))
+    xml = read_domain(text, options.exclude)
+    if not xml.disks:
+        known = ", ".join(xml.excluded) or "none"
+        raise DiskMissing(vm=options.vm, node="that is not excluded", known=known)
+    return xml
 
 
 def open_source(options: LibvirtOptions, *, clock: Clock | None = None) -> Source:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from drsync.errors import VolumeExists
 from drsync.target import DiskWriter
-from drsync.target.image import ImageDisk, ImageFormat, check_room
-from drsync.target.partial import PartialFile, translated
+from drsync.target.image import ImageDisk, ImageFormat, check_room, write_file
+from drsync.target.partial import translated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +104,7 @@ class Directory:
 
     def put_file(self, name: str, content: bytes) -> None:
         self._check_free(name)
-        file = PartialFile(self._path / name, vm=self._vm, overwrite=False)
-        try:
-            with translated(file.partial), os.fdopen(file.fd, "wb", closefd=False) as stream:
-                stream.write(content)
-            file.finish()
-        except BaseException:
-            file.abandon()
-            raise
+        write_file(self._path / name, content, vm=self._vm, overwrite=False)
 
     def remove(self, name: str) -> None:
         with translated(self._path / name):
