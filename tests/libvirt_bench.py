@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 from xml.sax.saxutils import quoteattr
 
 import pytest
+from forwarding_source import ForwardingSource
 from libvirt_guest import LibvirtGuest, Machine, SiteDisk
 from libvirt_site import LibvirtSite, LibvirtSiteFailed
 from source_bench import MIB, SIZES, TAG, RootOnDaemon
@@ -354,26 +355,20 @@ class NbdDisk(SiteDisk):
         )
 
 
-class NamedSource:
+class NamedSource(ForwardingSource):
     """A source of a domain, with the bench's names of its disks."""
-
-    def __init__(self, inner: Source) -> None:
-        self.inner = inner
 
     def survey(
         self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
     ) -> Sequence[DiskSurvey]:
-        found = self.inner.survey(_base(base), full=full, tidy=tidy, keep=keep)
+        found = super().survey(_base(base), full=full, tidy=tidy, keep=keep)
         return sorted((_renamed(disk, NAMES) for disk in found), key=lambda disk: disk.name)
 
     def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
-        self.inner.begin_recording(capture, [_renamed(disk, TARGETS) for disk in disks])
+        super().begin_recording(capture, [_renamed(disk, TARGETS) for disk in disks])
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
-        return self.inner.open_live(_base(base), [_renamed(disk, TARGETS) for disk in disks], pace=pace)
-
-    def incarnation(self) -> str:
-        return self.inner.incarnation()
+        return super().open_live(_base(base), [_renamed(disk, TARGETS) for disk in disks], pace=pace)
 
     def capture(
         self,
@@ -387,7 +382,7 @@ class NamedSource:
         progress: Progress | None = None,
         instant: Instant = at_once,
     ) -> CaptureResult:
-        return self.inner.capture(
+        return super().capture(
             capture,
             _base(base),
             [_renamed(disk, TARGETS) for disk in disks],
@@ -397,29 +392,6 @@ class NamedSource:
             progress=progress,
             instant=instant,
         )
-
-    def is_running(self) -> bool:
-        return self.inner.is_running()
-
-    def pause(self, *, timeout_s: float) -> bool:
-        return self.inner.pause(timeout_s=timeout_s)
-
-    def resume(self, *, timeout_s: float) -> None:
-        self.inner.resume(timeout_s=timeout_s)
-
-    def release(self, keep: CaptureId) -> None:
-        self.inner.release(keep)
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _renamed(disk: DiskSurvey, names: Mapping[str, str]) -> DiskSurvey:

@@ -6,13 +6,13 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 import zstandard
 from command_line import Cli
+from forwarding_source import ForwardingSource
 from libvirt_guest import LibvirtGuest, Machine, SiteDisk
 from libvirt_site import LibvirtSite
 from qmp_socket import QmpSocket
@@ -22,7 +22,7 @@ from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.config import load_config
 from drsync.model import NoProgress, SystemClock
 from drsync.session import Session
-from drsync.source import Source
+from drsync.source import CaptureResult, Source
 from drsync.source.qmp import QmpOptions, QmpSource
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -51,28 +51,15 @@ class QmpGuest(LibvirtGuest):
         return xml.replace("</domain>", f"<qemu:commandline>{line}</qemu:commandline></domain>")
 
 
-class DefinedSource:
+class DefinedSource(ForwardingSource):
     """A Source whose points have another definition than QMP gives."""
 
     def __init__(self, inner: Source, definition: Mapping[str, object]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._definition = definition
 
-    def capture(self, *arguments: Any, **named: Any) -> Any:
-        result = self._inner.capture(*arguments, **named)
-        return replace(result, definition=self._definition)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __enter__(self) -> Self:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
+    def capture(self, *arguments: Any, **named: Any) -> CaptureResult:
+        return replace(super().capture(*arguments, **named), definition=self._definition)
 
 
 def file_of(role: str, content: bytes) -> Mapping[str, object]:

@@ -5,15 +5,14 @@ MemoryVm ── Witness(MemorySource) ── run_cycle ── spool of a host �
                └ what the disks held at each capture ══ compared with ══ what every point restores to
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from forwarding_source import ForwardingSource
 
 from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.catalog import Point, points
@@ -21,13 +20,13 @@ from drsync.format.keys import RootKey
 from drsync.image import load_image
 from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
-from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
+from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
 from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import SeedOptions
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -55,27 +54,13 @@ class SteppingClock:
         return self.monotonic
 
 
-class Witness:
+class Witness(ForwardingSource):
     """A Source that notes what the disks held when each capture was taken."""
 
     def __init__(self, inner: Source, contents: Callable[[], Contents], seen: dict[CaptureId, Contents]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._contents = contents
         self._seen = seen
-
-    def survey(
-        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
-    ) -> Sequence[DiskSurvey]:
-        return self._inner.survey(base, full=full, tidy=tidy, keep=keep)
-
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
-        self._inner.begin_recording(capture, disks)
-
-    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
-        return self._inner.open_live(base, disks, pace=pace)
-
-    def incarnation(self) -> str:
-        return self._inner.incarnation()
 
     def capture(
         self,
@@ -97,7 +82,7 @@ class Witness:
                 self._seen[capture] = self._contents()
                 yield limit_s
 
-        return self._inner.capture(
+        return super().capture(
             capture,
             base,
             disks,
@@ -107,29 +92,6 @@ class Witness:
             progress=progress,
             instant=witnessed,
         )
-
-    def is_running(self) -> bool:
-        return self._inner.is_running()
-
-    def pause(self, *, timeout_s: float) -> bool:
-        return self._inner.pause(timeout_s=timeout_s)
-
-    def resume(self, *, timeout_s: float) -> None:
-        self._inner.resume(timeout_s=timeout_s)
-
-    def release(self, keep: CaptureId) -> None:
-        self._inner.release(keep)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class MemoryTarget:

@@ -4,12 +4,15 @@ A history is a list of steps; each changes the VM and the oracle alike. Lab runs
 drsync's real cycle on it: QMP, spool, directory store, restore.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import pytest
 from crashing import Bomb, Mined
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from protected_vm import VM, Contents, Witness
 from qmp_socket import QmpRefused
@@ -30,6 +33,8 @@ from drsync.spool import Spool, VmSpool
 from drsync.store import ObjectStore
 from drsync.store.directory import DirectoryStore
 from drsync.target.image import ImageDisk, ImageFormat
+
+Step = TypeVar("Step")
 
 MIB: Final = 1024 * 1024
 SECTOR: Final = 512
@@ -223,3 +228,43 @@ CHANGES: Final = st.one_of(
     st.builds(Discard, disk=DISKS, start=STARTS, sectors=SECTORS),
     st.builds(Grow, disk=DISKS, sectors=st.integers(1, 600)),
 )
+
+
+@dataclass(slots=True)
+class Budget:
+    """The time that new histories may take. A failing one is always played again, so that it is reported."""
+
+    budget_s: float
+    began_s: float = field(default_factory=time.monotonic)
+    failed: bool = False
+
+    @property
+    def is_spent(self) -> bool:
+        return not self.failed and time.monotonic() - self.began_s > self.budget_s
+
+
+def play_any(
+    histories: st.SearchStrategy[list[Step]], play: Callable[[list[Step]], object], *, budget_s: float
+) -> None:
+    """Play histories that hypothesis makes up, 30 at most, and no new one when the budget is spent."""
+    budget = Budget(budget_s)
+
+    @settings(
+        max_examples=30,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=[Phase.generate],  # shrinking would take minutes of real QEMU
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(history=histories)
+    def any_history(history: list[Step]) -> None:
+        if budget.is_spent:
+            return
+        try:
+            play(history)
+        except BaseException:
+            budget.failed = True
+            raise
+
+    any_history()

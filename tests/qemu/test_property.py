@@ -7,20 +7,18 @@ store, restore. The oracle is a bytearray a disk that each step changes, too.
 A failure prints the history, and the line that makes it happen again.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
 from crashing import WHENS, Bomb, Crash, When
 from faulty import Effect, Fault, FaultyStore
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from protected_vm import VM
-from vm_history import CHANGES, Discard, Grow, Lab, PowerCut, Restart, Write, Zero
+from vm_history import CHANGES, Discard, Grow, Lab, PowerCut, Restart, Write, Zero, play_any
 
 from drsync.errors import CaptureTimeout, StoreUnavailable
 from drsync.format import names
@@ -151,37 +149,7 @@ def test_a_history_with_all_kinds_of_steps_restores_at_every_point(tmp_path: Pat
     assert kinds == set(Kind)
 
 
-@dataclass(slots=True)
-class Budget:
-    """The time that new histories may take. A failing one is always played again, so that it is reported."""
-
-    began_s: float = field(default_factory=time.monotonic)
-    failed: bool = False
-
-    @property
-    def is_spent(self) -> bool:
-        return not self.failed and time.monotonic() - self.began_s > BUDGET_S
-
-
 def test_any_history_restores_at_every_point(tmp_path_factory: pytest.TempPathFactory) -> None:
-    budget = Budget()
-
-    @settings(
-        max_examples=30,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        phases=[Phase.generate],  # shrinking would take minutes of real QEMU
-        suppress_health_check=list(HealthCheck),
+    play_any(
+        HISTORIES, lambda history: play(tmp_path_factory.mktemp("history"), [*BEGINNING, *history]), budget_s=BUDGET_S
     )
-    @given(history=HISTORIES)
-    def any_history(history: list[Step]) -> None:
-        if budget.is_spent:
-            return
-        try:
-            play(tmp_path_factory.mktemp("history"), [*BEGINNING, *history])
-        except BaseException:
-            budget.failed = True
-            raise
-
-    any_history()

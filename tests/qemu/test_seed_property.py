@@ -7,20 +7,18 @@ lost: every point must be what the oracle says.
 """
 
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
 from crashing import WHENS, Bomb, Crash, When
 from faulty import Effect, Fault, FaultyStore
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from protected_vm import VM
-from vm_history import CHANGES, DISKS, SIZES, Change, Lab, PowerCut, Restart, Write, Zero
+from vm_history import CHANGES, DISKS, SIZES, Change, Lab, PowerCut, Restart, Write, Zero, play_any
 
 from drsync.capture import Result
 from drsync.errors import SourceLost, StoreUnavailable
@@ -133,7 +131,9 @@ TROUBLE: Final = st.one_of(
     st.builds(LostBitmap, disk=DISKS),
     st.builds(DiesMeanwhile, after=st.integers(1, 5)),
 )
-HISTORIES: Final = st.lists(st.one_of(CHANGES, SEEDS, SEEDS, TROUBLE), min_size=6, max_size=12)
+HISTORIES: Final[st.SearchStrategy[list[Step]]] = st.lists(
+    st.one_of(CHANGES, SEEDS, SEEDS, TROUBLE), min_size=6, max_size=12
+)
 BEGINNING: Final = (
     Write(disk="root", start=0, sectors=6000, pattern=254),
     Write(disk="data", start=300, sectors=3000, pattern=255),
@@ -186,37 +186,7 @@ def test_a_history_with_all_kinds_of_interruptions_restores_at_every_point(tmp_p
     assert kinds == set(Kind)
 
 
-@dataclass(slots=True)
-class Budget:
-    """The time that new histories may take. A failing one is always played again, so that it is reported."""
-
-    began_s: float = field(default_factory=time.monotonic)
-    failed: bool = False
-
-    @property
-    def is_spent(self) -> bool:
-        return not self.failed and time.monotonic() - self.began_s > BUDGET_S
-
-
 def test_any_history_of_seeds_restores_at_every_point(tmp_path_factory: pytest.TempPathFactory) -> None:
-    budget = Budget()
-
-    @settings(
-        max_examples=30,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        phases=[Phase.generate],  # shrinking would take minutes of real QEMU
-        suppress_health_check=list(HealthCheck),
+    play_any(
+        HISTORIES, lambda history: play(tmp_path_factory.mktemp("history"), [*BEGINNING, *history]), budget_s=BUDGET_S
     )
-    @given(history=HISTORIES)
-    def any_history(history: list[Step]) -> None:
-        if budget.is_spent:
-            return
-        try:
-            play(tmp_path_factory.mktemp("history"), [*BEGINNING, *history])
-        except BaseException:
-            budget.failed = True
-            raise
-
-    any_history()
