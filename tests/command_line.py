@@ -1,7 +1,9 @@
 """The command line in the test's own process, on a configuration of the test's own."""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,19 @@ from typing import Any
 from click.testing import CliRunner
 
 from drsync.cli import main
+
+
+@contextmanager
+def logging_as_before() -> Iterator[None]:
+    """A command sets up the log of its process, which here is that of all tests."""
+    root, own = logging.getLogger(), logging.getLogger("drsync")
+    handlers, root_level, own_level = root.handlers[:], root.level, own.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
+        own.setLevel(own_level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +64,8 @@ class Cli:
     def run(self, *words: str, stdin: str = "", config: bool = True) -> Done:
         """Run a command."""
         before = ["--config", str(self.config)] if config else []
-        result = CliRunner().invoke(main, [*before, *words], input=stdin)
+        with logging_as_before():
+            result = CliRunner().invoke(main, [*before, *words], input=stdin)
         return Done(code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
     def ok(self, *words: str, stdin: str = "") -> Done:

@@ -1,6 +1,5 @@
 """What all tests share: an environment of their own, and an S3 to test against."""
 
-import logging
 import os
 import secrets
 import signal
@@ -35,17 +34,6 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     for name, value in NO_OTHER_CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command sets up the log of its process, which here is that of all tests."""
-    root, own = logging.getLogger(), logging.getLogger("drsync")
-    before = root.handlers[:], root.level, own.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ class _PtyConsole(SerialConsole):
     def __init__(self, path: str) -> None:
         self._received = b""
         self._in_step = False
-        self._socket, self._inner = socket.socketpair()
         self._fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
         tty.setraw(self._fd)
+        self._socket, self._inner = socket.socketpair()
         for carry in (self._to_guest, self._from_guest):
             threading.Thread(target=carry, daemon=True).start()
 
@@ -60,7 +60,7 @@ class RecoveredGuest:
     def check(self, command: str, *, timeout_s: float = UP_TIMEOUT_S) -> str:
         """Run a command that has to succeed, when the guest is up; its output."""
         if self._console is None:
-            self._console = _PtyConsole(self.site.virsh("ttyconsole", self.name).strip())
+            self._console = self._open_console()
         try:
             ran = self._console.run(command, time.monotonic() + timeout_s)
         except (ConsoleTimeout, ConsoleBroken) as err:
@@ -68,6 +68,13 @@ class RecoveredGuest:
         if ran.status != 0:
             raise GuestTrouble(f"{self.name}: `{command}` ended with status {ran.status}: {ran.output}")
         return ran.output
+
+    def _open_console(self) -> SerialConsole:
+        path = self.site.virsh("ttyconsole", self.name).strip()
+        if not path:  # what virsh says of a domain that does not run
+            state = self.site.virsh("domstate", "--reason", self.name).strip()
+            raise GuestTrouble(f"{self.name} is {state}\n{self._qemu_log()}\n{self.site.log()}")
+        return _PtyConsole(path)
 
     def _qemu_log(self) -> str:
         log = self.site.path / "log" / "qemu" / f"{self.name}.log"

@@ -52,7 +52,7 @@ class Monitor:
         self._vm = vm
         self._path = path
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._client = QMPClient(vm, readbuflen=REPLY_LIMIT_BYTES)
+        self._client = _Client(vm, readbuflen=REPLY_LIMIT_BYTES)
         self._client.logger = _WireLogger(log)
         self._client.events.event_filter = lambda _: False  # it would keep every event of the session
         self._bell = _JobBell()
@@ -266,6 +266,21 @@ class Monitor:
             self._end = "it closed the connection"
         except Exception as cause:  # noqa: BLE001 - whatever broke the session is what is asked for
             self._end = str(cause) or type(cause).__name__
+
+
+class _Client(QMPClient):
+    """The library's client, for a QEMU in which other programs have jobs.
+
+    QEMU sends events from the moment that it takes `qmp_capabilities`, which is
+    before it answers: an event that comes in between is no answer, as the library
+    thinks. It is passed over, as those before the session are.
+    """
+
+    async def _do_recv(self) -> Message:
+        message = await super()._do_recv()
+        while self.runstate is Runstate.CONNECTING and "event" in message:
+            message = await super()._do_recv()
+        return message
 
 
 class _JobBell(EventListener):
