@@ -1,8 +1,10 @@
 """One capture cycle of one VM: settle what is left, survey, capture, ship, release.
 
     lock ─▶ open the log ─▶ ship what waits in the spool ─▶ survey ─▶ room? ─▶ capture ─▶ ship ─▶ release (─▶ map)
-              │ fenced? stop          │                        │ nothing changed: note it, done
-              ▼                       ▼
+      │       │ fenced? stop          │                        │         │         ▲
+      │       ▼                       ▼                        │         └ seed ───┘ what is too much is read live first
+      └ let a guest go that a dead                             └ nothing changed: note it, done
+        process held (quiesce.py)
     Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
 
 The old bitmap is dropped only after the commit, the layers only after that: a
@@ -12,18 +14,22 @@ crash between any two steps costs at most one capture, never a point.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from drsync.errors import DrsyncError, Fenced, LayerDamaged, SpoolError
+from drsync.errors import DrsyncError, Fenced, LayerDamaged, LibraryMissing, LiveUnavailable, SpoolError
 from drsync.format.segment import PointMeta
 from drsync.image import PointImage, load_image
+from drsync.journal import Journal
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.quiesce import NoQuiesce, Quiescing
+from drsync.seed import USUAL as USUAL_SEED
+from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
 from drsync.ship import ship
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
 from drsync.source.layer import Layer
@@ -37,6 +43,10 @@ class Result(StrEnum):
 
     COMMITTED = "committed"
     UNCHANGED = "unchanged"
+    SEEDING = "seeding"
+    """The VM is being seeded, and this cycle was asked to stop before the seed's end; the next one goes on."""
+    SEED_DUE = "seed due"
+    """The VM has to be seeded, which this cycle was told to leave to another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +73,9 @@ class CaptureOptions:
     """Write the log although another drsync took it over."""
     timeout_s: float = 600.0
     """How long QEMU may take to write the layers."""
+    may_seed: bool = True
+    """Read disks live if that is due, which may take days; else leave it, and say so."""
+    seed: SeedOptions = USUAL_SEED
     maps: MapPolicy = USUAL
     """When a block map is written."""
 
@@ -75,16 +88,18 @@ def run_cycle(
     clock: Clock,
     progress: Progress,
     options: CaptureOptions,
+    quiesce: Quiescing | None = None,
 ) -> Outcome:
-    """Bring the newest state of one VM into its log.
+    """Bring the newest state of one VM into its log; `quiesce` is what is done to the guest around the instant.
 
     Raises:
+        GuestHeld: the point is committed, but the guest may still be frozen or paused.
         Fenced: another drsync took the VM over; it is remembered, and nothing was written.
         CaptureRunning: another process on this host is at it.
         SourceError, SpoolError, StoreError: nothing was lost; the next cycle goes on from there.
     """
     with spool.locked():
-        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options)
+        cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
             return cycle.run()
         except DrsyncError as err:
@@ -105,6 +120,7 @@ class _Cycle:
         clock: Clock,
         progress: Progress,
         options: CaptureOptions,
+        quiesce: Quiescing,
     ) -> None:
         self._log = log
         self._spool = spool
@@ -112,17 +128,21 @@ class _Cycle:
         self._clock = clock
         self._progress = progress
         self._options = options
+        self._quiesce = quiesce
         self._writer_id = writer_id
 
     def run(self) -> Outcome:
+        self._quiesce.recover()
         writer = self._open_log()
         try:
             shipped = self._ship_waiting(writer)
             with self._open_source() as source:
-                return self._capture(writer, source, shipped)
+                outcome = self._capture(writer, source, shipped)
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
+        self._quiesce.settle()
+        return outcome
 
     def _open_log(self) -> LogWriter:
         state = self._spool.state()
@@ -157,21 +177,96 @@ class _Cycle:
             _LOGGER.warning("vm=%s dropped capture=%s: the log went on without it", self._log.vm, waiting.capture)
             self._spool.remove(waiting.capture)
             return None
-        return self._ship(waiting, writer)
+        seed = self._seed_of(waiting, head)
+        if waiting.seed is not None and seed is None:
+            _LOGGER.warning("vm=%s dropped capture=%s: the seed is gone that it closes", self._log.vm, waiting.capture)
+            self._spool.remove(waiting.capture)
+            return None
+        return self._ship(waiting, writer, seed)
+
+    def _seed_of(self, waiting: SpooledCapture, head: Segment | None) -> Seed | None:
+        """The seed that a spooled capture closes, if all of it is there still."""
+        journal = open_journal(self._spool, waiting.base, send_all=False) if waiting.seed is not None else None
+        if journal is None or journal.present is None or journal.present.begun.capture != waiting.seed:
+            return None
+        seed = self._seed(journal, head)
+        return None if seed.drop_missing_packs() else seed
+
+    def _seed(self, journal: Journal, head: Segment | None) -> Seed:
+        return Seed(
+            journal,
+            self._log,
+            head,
+            self._spool,
+            clock=self._clock,
+            progress=self._progress,
+            options=self._options.seed,
+        )
 
     def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
         head = newest_point(self._log, writer.head)
         base = base_of(head)
-        now = self._clock.now()
-        disks = source.survey(base, full=self._options.full)
-        if base is not None and head is not None and _is_unchanged(base, disks):
-            self.remember(checked_at=now.isoformat(), error="", error_at="")
-            return Outcome(
-                vm=self._log.vm, result=Result.UNCHANGED, segment=head, shipped_before=shipped, checked_at=now
-            )
+        over = base.capture if base is not None else None
+        unchanged = Outcome(
+            vm=self._log.vm,
+            result=Result.UNCHANGED,
+            segment=head,
+            shipped_before=shipped,
+            checked_at=self._clock.now(),  # before the survey: what is written during it may not be in it
+        )
+        journal = open_journal(self._spool, over, send_all=self._options.full)
+        if journal is None:
+            disks = source.survey(base, full=self._options.full)
+            if not is_to_be_streamed(disks, self._spool, self._options.seed):
+                return self._push_if_changed(writer, source, base, disks, unchanged)
+        if not self._options.may_seed:
+            return replace(unchanged, result=Result.SEED_DUE)
+        if journal is None:
+            journal = begin_journal(self._spool, over, send_all=self._options.full, clock=self._clock)
+        seed = self._seed(journal, head)
+        try:
+            closing = seed.run(source)
+        except (LiveUnavailable, LibraryMissing) as err:
+            return self._push_instead(writer, source, base, shipped, err)
+        if closing is None:
+            return replace(unchanged, result=Result.SEEDING)
+        return self._push(writer, source, closing.base, closing.disks, shipped, seed=seed, over=over)
+
+    def _push_if_changed(
+        self, writer: LogWriter, source: Source, base: Base | None, disks: Sequence[DiskSurvey], unchanged: Outcome
+    ) -> Outcome:
+        """Capture what was surveyed, unless neither this VM nor one of its group has changed."""
+        changed = base is None or not _is_unchanged(base, disks)
+        if self._quiesce.agree(changed=changed):
+            return self._push(writer, source, base, disks, unchanged.shipped_before)
+        self.remember(checked_at=unchanged.checked_at.isoformat(), error="", error_at="")
+        return unchanged
+
+    def _push_instead(
+        self, writer: LogWriter, source: Source, base: Base | None, shipped: Segment | None, cause: DrsyncError
+    ) -> Outcome:
+        """What can't be read live goes through the spool after all, if there is room for it."""
+        disks = source.survey(base, full=self._options.full, tidy=False)  # the seed's bitmaps stay: it may go on
+        if not self._spool.has_room(sum(d.copy_bytes for d in disks)):
+            raise cause
+        _LOGGER.warning("vm=%s reads through the spool: %s; remedy: %s", self._log.vm, cause, cause.remedy)
+        return self._push(writer, source, base, disks, shipped)
+
+    def _push(
+        self,
+        writer: LogWriter,
+        source: Source,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        shipped: Segment | None,
+        *,
+        seed: Seed | None = None,
+        over: CaptureId | None = None,
+    ) -> Outcome:
+        """Capture into the spool, ship, release. With a `seed`, which goes on from the point of `over`: close that."""
         self._spool.check_room(sum(d.copy_bytes for d in disks))
-        spooled = self._take(source, base, disks)
-        segment = self._ship(spooled, writer)
+        spooled = self._take(source, base, disks, seed=seed, over=over)
+        segment = self._ship(spooled, writer, seed)
         source.release(spooled.capture)
         taken_at = datetime.fromisoformat(spooled.time)
         self.remember(checked_at=spooled.time, error="", error_at="")
@@ -187,7 +282,15 @@ class _Cycle:
         except Exception as err:  # noqa: BLE001 - not even a mistake in here must make a committed point a failure
             _LOGGER.warning("vm=%s wrote no block map of point %d: %r", self._log.vm, newest.seq, err)
 
-    def _take(self, source: Source, base: Base | None, disks: Sequence[DiskSurvey]) -> SpooledCapture:
+    def _take(
+        self,
+        source: Source,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        *,
+        seed: Seed | None,
+        over: CaptureId | None,
+    ) -> SpooledCapture:
         """Capture into the spool; when this returns, the capture survives this process."""
         capture = new_capture_id()
         layers = self._spool.begin(capture, [d.name for d in disks])
@@ -200,16 +303,21 @@ class _Cycle:
                 timeout_s=self._options.timeout_s,
                 keep_free_bytes=self._spool.keep_free_bytes,
                 progress=self._progress,
+                instant=self._quiesce.instant(capture, source),
             )
+            result = self._quiesce.described(result)
             spooled = _spooled(capture, base, disks, result, send_all=self._options.full)
+            if seed is not None and base is not None:
+                told = [msgspec.structs.replace(d, reason=seed.reason(d.name)) for d in spooled.disks]
+                spooled = msgspec.structs.replace(spooled, base=over, seed=base.capture, disks=told, send_all=False)
             self._spool.complete(spooled)
         except BaseException:
             self._spool.remove(capture)
             raise
         return spooled
 
-    def _ship(self, spooled: SpooledCapture, writer: LogWriter) -> Segment:
-        """Commit a spooled capture and remove it from the spool."""
+    def _ship(self, spooled: SpooledCapture, writer: LogWriter, seed: Seed | None = None) -> Segment:
+        """Commit a spooled capture and remove it from the spool; with it the `seed` that it closes."""
         with ExitStack() as stack:
             try:
                 layers = {
@@ -218,12 +326,16 @@ class _Cycle:
                 }
                 before = self._point_before(spooled, writer)
                 self._progress.start("ship", self._spool.used_bytes())
-                segment = ship(spooled, layers, writer, before, self._progress)
+                seeded = seed.seeded([d.name for d in spooled.disks]) if seed is not None else None
+                segment = ship(
+                    spooled, layers, writer, before, self._progress, self._options.seed.limits, seeded=seeded
+                )
             except LayerDamaged:
                 self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
                 raise
         self.remember(wrote_seq=segment.seq)
         self._spool.remove(spooled.capture)
+        self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
         return segment
 
     def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
@@ -238,7 +350,8 @@ def base_of(head: Segment | None) -> Base | None:
     if head is None or head.meta.point is None:
         return None
     point: PointMeta = head.meta.point
-    return Base(capture=point.capture, disks=[BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks])
+    disks = [BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks]
+    return Base(capture=point.capture, disks=disks, definition=point.definition)
 
 
 def newest_point(log: Log, head: Segment | None) -> Segment | None:

@@ -1,14 +1,43 @@
 """The points of a VM, and how far behind the newest one is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+import msgspec
+
 from drsync.errors import UnknownPoint
 from drsync.format.segment import DiskMeta
+from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
+
+
+class GroupTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a point tells of its group (docs/format.md, "Definition")."""
+
+    name: str
+    id: str
+    """That of the group's instant: the points of its members have the same."""
+    consistent: bool
+    reason: str
+    """Why it is not; empty if it is."""
+    skew_ms: float
+    """The members' instants lie this close together, at most."""
+    members: dict[str, CaptureId]
+
+
+class QuiesceTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a point tells of how its guest was held still."""
+
+    asked: Consistency
+    reason: str
+    """Why the guest's file systems were not frozen although that was asked for; else empty."""
+    file_systems: int = 0
+    frozen_ms: float | None = None
+    paused_ms: float | None = None
+    group: GroupTold | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +58,8 @@ class Point:
     reason: str
     """Why it is not an increment; empty if it is."""
     epoch: int
+    quiesce: QuiesceTold | None = None
+    """None: nothing was asked for but a crash-consistent point of this VM alone."""
 
 
 def point_of(segment: Segment, parent: int | None) -> Point | None:
@@ -52,7 +83,16 @@ def point_of(segment: Segment, parent: int | None) -> Point | None:
         parent=None if kinds == {Kind.FULL} else parent,
         reason="; ".join(sorted(reasons)),
         epoch=segment.meta.epoch,
+        quiesce=_quiesce_of(meta.definition),
     )
+
+
+def _quiesce_of(definition: Mapping[str, object]) -> QuiesceTold | None:
+    """What a definition tells; None also if a later drsync tells it in another way."""
+    try:
+        return msgspec.convert(definition["quiesce"], QuiesceTold)
+    except (KeyError, msgspec.ValidationError):
+        return None
 
 
 def points_of(segments: Sequence[Segment], *, parent: int | None = None) -> list[Point]:
@@ -73,6 +113,52 @@ def points(log: Log) -> list[Point]:
     """
     newest = log.newest()
     return points_of(list(log.chain(1, newest))) if newest else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPoint:
+    """One instant of a group: the points of its members that fit together."""
+
+    group: str
+    id: str
+    time: datetime
+    """That of the first member."""
+    consistent: bool
+    """Whether the members fit together, and all their points are there."""
+    reason: str
+    """Why not; empty if it is consistent."""
+    skew_ms: float
+    points: Mapping[str, Point]
+    missing: Sequence[str]
+    """Members whose point is not in the repository: not shipped yet, or pruned."""
+
+
+def group_points(group: str, known: Sequence[Point]) -> list[GroupPoint]:
+    """The instants of a group, oldest first, from all points of all VMs."""
+    instants: dict[str, dict[str, Point]] = {}
+    for point in known:
+        if point.quiesce and point.quiesce.group and point.quiesce.group.name == group:
+            instants.setdefault(point.quiesce.group.id, {})[point.vm] = point
+    found = [_group_point(group, instant, points) for instant, points in instants.items()]
+    return sorted(found, key=lambda p: p.time)
+
+
+def _group_point(group: str, instant: str, points: Mapping[str, Point]) -> GroupPoint:
+    told = [p.quiesce.group for p in points.values() if p.quiesce and p.quiesce.group]
+    missing = sorted({member for t in told for member in t.members} - set(points))
+    reasons = dict.fromkeys(t.reason for t in told if t.reason)
+    if missing:
+        reasons[f"no point of {', '.join(missing)}"] = None
+    return GroupPoint(
+        group=group,
+        id=instant,
+        time=min(p.time for p in points.values()),
+        consistent=not missing and all(t.consistent for t in told),
+        reason="; ".join(reasons),
+        skew_ms=max(t.skew_ms for t in told),
+        points=dict(sorted(points.items())),
+        missing=missing,
+    )
 
 
 def choose(vm: str, known: Sequence[Point], *, number: int | None = None, at: datetime | None = None) -> Point:
@@ -118,6 +204,8 @@ class State(StrEnum):
     """Within the RPO still, but the last capture failed."""
     FENCED = "fenced"
     """Another drsync has taken the VM over."""
+    SEEDING = "seeding"
+    """There is no point yet; the first full is on its way."""
     UNPROTECTED = "unprotected"
     """There is no point at all."""
 
@@ -135,6 +223,8 @@ class VmStatus:
     rpo_s: float | None
     """None: the VM is not configured on this host."""
     spool_bytes: int
+    seed: SeedProgress | None
+    """How far it is, if this host is seeding the VM."""
     error: str
     error_time: str
 
@@ -149,12 +239,12 @@ def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> f
     return max(0.0, (now - newest).total_seconds())
 
 
-def state_of(*, lag: float | None, rpo_s: float | None, error: str, fenced: bool) -> State:
+def state_of(*, lag: float | None, rpo_s: float | None, error: str, fenced: bool, seeding: bool = False) -> State:
     """How well a VM is protected."""
     if fenced:
         return State.FENCED
     if lag is None:
-        return State.UNPROTECTED
+        return State.SEEDING if seeding else State.UNPROTECTED
     if rpo_s is not None and lag > rpo_s:
         return State.LATE
     return State.FAILING if error else State.OK

@@ -1,20 +1,25 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
-    run ──▶ generation (configuration, session, APScheduler) ──▶ a _VmJob per VM ──▶ Session.capture
-     │  SIGHUP: a new generation takes over; captures that run go on to their end
-     └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`
+    run ──▶ generation (configuration, session, APScheduler) ──▶ a _Job per VM or group ──▶ Session.capture
+     │        └ with [[protect]]: asks libvirt every half minute which VMs there are
+     │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over
+     └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`, seeds stop at once
+
+A VM that has to be seeded (read live, which can take days) gets a job of its own with
+the workers for seeds until that is done: `parallel` does not count it, and its group goes on without it.
 
 A job that fails with something that a retry may cure comes again after a
 back-off that grows to a minute; it gives its place to other VMs meanwhile. Any
-other failure waits for the next slot. A VM that another drsync took over is
-left alone until the configuration is read again. Every outcome is one line.
+other failure waits for the next slot. The VMs of a group are one job. A VM that another
+drsync took over is left alone until the configuration is read again. Every outcome is one line.
 """
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from enum import Enum
 from typing import Final, Protocol
@@ -28,19 +33,23 @@ from tenacity.wait import wait_exponential_jitter
 
 from drsync.cadence import Cadence, Drift
 from drsync.capture import Outcome, Result
-from drsync.catalog import point_of
-from drsync.config import Config, VmSettings
-from drsync.errors import DrsyncError, Fenced
+from drsync.config import Config, VmSettings, captured_together
+from drsync.errors import DrsyncError
+from drsync.history import History, Verdict
 from drsync.model import Clock, NoProgress, Progress
 from drsync.systemd import Notifier
-from drsync.units import format_duration, format_size
+from drsync.units import format_duration
 
 _LOGGER = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
-_REPEAT_S: Final = 3600.0
-"""A failure that goes on is logged once in this time; each attempt would bury what is new."""
+LOOK_S: Final = 30.0
+"""How often patterns are matched anew: a VM that appears has its first point a minute later at most."""
+_PARTIAL_RETRIES: Final = 3
+"""How often a group is tried again before its next slot when only some of its members fail."""
+_CAPTURES: Final = "default"
+_SEEDS: Final = "seeds"
 _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
 """1 s, 2 s, 4 s, ... 60 s: a glitch costs a second, and an outage of hours a request a minute."""
 
@@ -48,8 +57,18 @@ _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
 class Captures(Protocol):
     """What the daemon needs of a session. Called from several threads, for one VM by one at a time."""
 
-    def capture(self, vm_name: str, progress: Progress, /) -> Outcome:
-        """One cycle of one VM."""
+    def capture(self, vm_name: str, progress: Progress, /, *, may_seed: bool, stop: Callable[[], bool]) -> Outcome:
+        """One cycle of one VM; `stop` ends a seed."""
+        ...
+
+    def capture_together(
+        self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
+    ) -> Mapping[str, Outcome | Exception]:
+        """One cycle of each VM of a group, at one instant; how each one ended."""
+        ...
+
+    def vms(self) -> Sequence[VmSettings]:
+        """The VMs to protect now, those that patterns find among them; may take seconds."""
         ...
 
     def beat(self) -> None:
@@ -76,6 +95,7 @@ class Daemon:
         clock: Clock,
         notifier: Notifier,
         poll_s: float = POLL_S,
+        look_s: float = LOOK_S,
     ) -> None:
         """`load` reads the configuration again, `open_captures` makes a session of it; neither may block for long.
 
@@ -91,7 +111,13 @@ class Daemon:
         # A SimpleQueue, since its put is the one that a signal handler may interrupt anything with.
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._busy = _Busy()
+        self._look_s = look_s
         self._generation = self._new_generation(config)
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is worked with now."""
+        return self._config
 
     def ask(self, request: Request) -> None:
         """Ask for something, from any thread or from a signal handler."""
@@ -129,7 +155,7 @@ class Daemon:
             return None
 
     def _new_generation(self, config: Config) -> "_Generation":
-        return _Generation(config, self._open_captures(config), self._busy, self._clock)
+        return _Generation(config, self._open_captures(config), self._busy, self._clock, self._look_s)
 
     def _reload(self) -> None:
         """Take the new configuration, or say why not and go on with the old one."""
@@ -165,7 +191,9 @@ class Daemon:
 
     def _summary(self) -> str:
         vms, parallel = len(self._config.vms), self._config.daemon.parallel
-        return f"{vms} {'VM' if vms == 1 else 'VMs'}, {parallel} at a time, to {self._config.repository.url}"
+        patterns = [f"{protect.match!r}" for protect in self._config.protects]
+        found = f" and those that match {', '.join(patterns)}" if patterns else ""
+        return f"{vms} {'VM' if vms == 1 else 'VMs'}{found}, {parallel} at a time, to {self._config.repository.url}"
 
 
 class _Busy:
@@ -180,41 +208,90 @@ class _Busy:
             return sorted(self._names)
 
     @contextmanager
-    def entered(self, name: str) -> Iterator[bool]:
-        """Whether the VM was free; it is taken until the end of the block."""
+    def entered(self, names: Sequence[str]) -> Iterator[bool]:
+        """Whether all these VMs were free; if so, they are taken until the end of the block."""
         with self._lock:
-            free = name not in self._names
-            self._names.add(name)
+            free = self._names.isdisjoint(names)
+            if free:
+                self._names.update(names)
         try:
             yield free
         finally:
             if free:
                 with self._lock:
-                    self._names.discard(name)
+                    self._names.difference_update(names)
 
 
 class _Generation:
     """One configuration at work: its session, its scheduler and its jobs."""
 
-    def __init__(self, config: Config, captures: Captures, busy: _Busy, clock: Clock) -> None:
+    def __init__(self, config: Config, captures: Captures, busy: _Busy, clock: Clock, look_s: float) -> None:
         self._clock = clock
         self._busy = busy
+        self._captures = captures
         self._stopped = threading.Event()
-        pool = ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"})
+        pools = {
+            _CAPTURES: ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"}),
+            _SEEDS: ThreadPoolExecutor(config.daemon.seeds, {"thread_name_prefix": "seed"}),
+        }
         defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-        self._scheduler = BlockingScheduler(executors={"default": pool}, job_defaults=defaults, timezone="UTC")
+        self._scheduler = BlockingScheduler(executors=pools, job_defaults=defaults, timezone="UTC")
         self._scheduler.add_listener(self._on_still_busy, EVENT_JOB_MAX_INSTANCES)
         self._started = threading.Event()
         self._scheduler.add_listener(lambda _event: self._started.set(), EVENT_SCHEDULER_STARTED)
         self._thread = threading.Thread(target=self._scheduler.start, name="scheduler", daemon=True)
-        self._jobs: Mapping[str, _VmJob] = {vm.name: _VmJob(vm, captures, clock, self) for vm in config.vms}
+        jobs = [_Job(vms, captures, clock, self) for vms in captured_together(config.vms)]
+        self._jobs: dict[str, _Job] = {job.key: job for job in jobs}
+        self._named = frozenset(vm.name for vm in config.vms)
+        self._look_s = look_s if config.protects else None
+        self._look_trouble = ""
 
     def start(self) -> None:
-        """Give every VM its job."""
-        for name, job in self._jobs.items():
-            self._scheduler.add_job(self._run, job.cadence, args=[job], id=name, name=name)
+        """Give every VM or group its job."""
+        for job in self._jobs.values():
+            self._schedule(job)
         self._thread.start()
         self._started.wait()
+        if self._look_s is not None:
+            threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
+
+    def _schedule(self, job: "_Job") -> None:
+        self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key, executor=job.workers)
+
+    def _keep_looking(self, look_s: float) -> None:
+        """Match the patterns, now and then. Waits by itself: libvirt may hang, and must not hold up a capture."""
+        while True:
+            self._look()
+            if self._stopped.wait(look_s):
+                return
+
+    def _look(self) -> None:
+        try:
+            vms = self._captures.vms()
+        except DrsyncError as err:  # who can't be asked has not taken any VM away
+            if str(err) != self._look_trouble:
+                _LOGGER.error("VMs can't be looked for: %s; remedy: %s", err, err.remedy)
+            self._look_trouble = str(err)
+        except Exception as err:
+            _LOGGER.exception("VMs can't be looked for: a bug in drsync", exc_info=err)
+        else:
+            self._look_trouble = ""
+            if not self._stopped.is_set():
+                self._take(vms)
+
+    def _take(self, vms: Sequence[VmSettings]) -> None:
+        """Begin with VMs that are new, and leave those that are gone."""
+        wanted = {vm.name: vm for vm in vms}
+        found = {job.found for job in list(self._jobs.values())} - {""}
+        for name in sorted(found - wanted.keys()):
+            del self._jobs[name]
+            self.drop(name)
+            self.end_seed(name)
+            _LOGGER.warning("vm=%s is gone from libvirt: no more captures; its points stay in the repository", name)
+        for name in sorted(wanted.keys() - found - self._named):
+            self._jobs[name] = _Job([wanted[name]], self._captures, self._clock, self, found=True)
+            self._schedule(self._jobs[name])
+            _LOGGER.info("vm=%s was found: it is protected from now on, every %s", name, _rpo(wanted[name]))
 
     def check_alive(self) -> None:
         """Check that the scheduler works; taking its lock shows that it is not stuck, either.
@@ -233,15 +310,33 @@ class _Generation:
 
     def reset_due_times(self) -> None:
         """Tell the scheduler anew when each job is due, after the wall clock was set."""
-        for name, job in self._jobs.items():
+        for name, job in list(self._jobs.items()):
             self._set_due_time(name, job.cadence.wall_time(self._clock.now()))
 
     def delay(self, name: str, seconds: float) -> None:
-        """Let the next run of a VM come `seconds` from now."""
-        self._set_due_time(name, self._jobs[name].cadence.delay(seconds, self._clock.now()))
+        """Let the next run of a job come `seconds` from now."""
+        job = self._jobs.get(name)
+        if job is not None:  # else it is gone from libvirt meanwhile
+            self._set_due_time(name, job.cadence.delay(seconds, self._clock.now()))
+
+    def is_stopped(self) -> bool:
+        """Whether no more shall be begun."""
+        return self._stopped.is_set()
+
+    def begin_seed(self, seed: "_SeedJob") -> None:
+        """Run a seed from now on, unless its VM is gone from libvirt meanwhile."""
+        if self._jobs.get(seed.home.key) is seed.home:
+            self._jobs[seed.key] = seed
+            self._schedule(seed)
+
+    def end_seed(self, vm_name: str) -> None:
+        """Run the seed of a VM no more, if there is one."""
+        key = _seed_key(vm_name)
+        self._jobs.pop(key, None)
+        self.drop(key)
 
     def drop(self, name: str) -> None:
-        """Run a VM no more."""
+        """Run a job no more, but know of it still: what a pattern finds again is not new."""
         with suppress(JobLookupError):  # this generation was stopped meanwhile
             self._scheduler.remove_job(name)
 
@@ -249,77 +344,176 @@ class _Generation:
         with suppress(JobLookupError):  # dropped, or this generation was stopped meanwhile
             self._scheduler.modify_job(name, next_run_time=due)
 
-    def _run(self, job: "_VmJob") -> None:
-        with self._busy.entered(job.vm.name) as free:
-            if free and not self._stopped.is_set():
-                job.run()
+    def _run(self, job: "_Job") -> None:
+        names = job.vm_names
+        with self._busy.entered(names) as free:
+            if not names or not free or self._stopped.is_set():
+                return
+            job.run(names)
+        if not self._stopped.is_set():
+            job.settle()
 
     def _on_still_busy(self, event: JobSubmissionEvent) -> None:
         _LOGGER.debug("vm=%s is still busy with the capture before", event.job_id)
 
 
-class _VmJob:
-    """The cycles of one VM: runs them, says how they ended, and decides when to try again."""
+class _Job:
+    """The cycles of one VM, or of the VMs of one group: runs them, and decides when to try again.
 
-    def __init__(self, vm: VmSettings, captures: Captures, clock: Clock, generation: _Generation) -> None:
-        self.vm = vm
-        self.cadence = Cadence(clock, vm.name, vm.rpo_s)
+    A VM that has to be seeded is left out until its _SeedJob is done.
+    """
+
+    workers: str = _CAPTURES
+    may_seed: bool = False
+
+    def __init__(
+        self,
+        vms: Sequence[VmSettings],
+        captures: Captures,
+        clock: Clock,
+        generation: _Generation,
+        *,
+        found: bool = False,
+    ) -> None:
+        """`found`: a pattern has found the VM, and may lose it again."""
+        first = vms[0]
+        self.found = first.name if found else ""
+        self.key = first.name if first.group is None else f"group {first.group}"
+        self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
+        self._is_group = first.group is not None
+        self._vms = {vm.name: vm for vm in vms}
+        self._histories = {vm.name: History(vm, clock) for vm in vms}
+        self._seeding: set[str] = set()
+        self._to_seed: list[str] = []
         self._captures = captures
         self._clock = clock
         self._generation = generation
-        self._failures = 0
-        self._failing_since_s = 0.0
-        self._said: type[Exception] | None = None
-        self._said_at_s = 0.0
 
-    def run(self) -> None:
-        """One cycle; whatever goes wrong in it stays in it."""
+    @property
+    def vm_names(self) -> Sequence[str]:
+        """The VMs to capture now: neither given up nor being seeded."""
+        return [name for name in list(self._histories) if name not in self._seeding]
+
+    def run(self, names: Sequence[str]) -> None:
+        """One cycle of the VMs in `names`; whatever goes wrong in it stays in it."""
         started_s = self._clock.monotonic_s()
-        try:
-            outcome = self._captures.capture(self.vm.name, NoProgress())
-        except Fenced as err:
-            self._generation.drop(self.vm.name)
-            _LOGGER.error("vm=%s fenced: %s, until drsync is reloaded; remedy: %s", self.vm.name, err, err.remedy)
-        except DrsyncError as err:
-            self._failed(err, retry=err.retryable)
-        except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
-            self._failed(err, retry=True)
-        else:
-            self._succeeded(outcome, self._clock.monotonic_s() - started_s)
+        results = self._capture(names)
+        took_s = self._clock.monotonic_s() - started_s
+        for name, result in results.items():
+            self._note(name, result, took_s)
+        if not self._histories:
+            self._generation.drop(self.key)
+        elif (failures := self._failures_to_retry(names)) is not None:
+            self._generation.delay(self.key, backoff_s(failures))
         self._beat()
 
-    def _succeeded(self, outcome: Outcome, took_s: float) -> None:
-        if self._failures:
-            failing = format_duration(self._clock.monotonic_s() - self._failing_since_s)
-            _LOGGER.info("vm=%s works again after %d failures in %s", self.vm.name, self._failures, failing)
-        self._failures, self._said = 0, None
-        level = logging.DEBUG if outcome.result is Result.UNCHANGED else logging.INFO
-        _LOGGER.log(level, "%s", outcome_line(outcome, took_s))
+    def settle(self) -> None:
+        """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
+        for name in self._to_seed:
+            self._generation.begin_seed(
+                _SeedJob(self._vms[name], self._histories[name], self, self._captures, self._clock, self._generation)
+            )
+        self._to_seed = []
 
-    def _failed(self, err: Exception, *, retry: bool) -> None:
-        now_s = self._clock.monotonic_s()
-        self._failures += 1
-        if self._failures == 1:
-            self._failing_since_s = now_s
-        if retry:
-            self._generation.delay(self.vm.name, backoff_s(self._failures))
-        if self._said is not type(err) or now_s - self._said_at_s >= _REPEAT_S:
-            self._said, self._said_at_s = type(err), now_s
-            self._say(err, "with back-off" if retry else f"every {format_duration(self.vm.rpo_s)}")
+    def seeded(self, name: str) -> None:
+        """Capture a VM again: its seed is done."""
+        self._seeding.discard(name)
 
-    def _say(self, err: Exception, when: str) -> None:
-        vm, count = self.vm.name, self._failures
-        if isinstance(err, DrsyncError):
-            message = "vm=%s failed code=%d times=%d, tried again %s: %s; remedy: %s"
-            _LOGGER.error(message, vm, err.code, count, when, err, err.remedy)
+    def give_up(self, name: str) -> None:
+        """Capture a VM no more: another drsync has taken it over."""
+        self._histories.pop(name, None)
+        self._seeding.discard(name)
+        if not self._histories:
+            self._generation.drop(self.key)
+
+    def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
+        if self._histories[name].note(result, took_s) is Verdict.NEVER:
+            del self._histories[name]
         else:
-            _LOGGER.error("vm=%s failed times=%d, tried again %s: a bug in drsync", vm, count, when, exc_info=err)
+            self._go_on(name, result)
+
+    def _go_on(self, name: str, result: Outcome | Exception) -> None:
+        """What comes next for a VM that was not given up."""
+        if _is_seed_due(result):
+            self._seeding.add(name)
+            self._to_seed.append(name)
+
+    def _capture(self, names: Sequence[str]) -> Mapping[str, Outcome | Exception]:
+        stop = self._generation.is_stopped
+        try:
+            if self._is_group:
+                return self._captures.capture_together(names, lambda _name: NoProgress(), may_seed=self.may_seed)
+            return {
+                name: self._captures.capture(name, NoProgress(), may_seed=self.may_seed, stop=stop) for name in names
+            }
+        except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
+            return dict.fromkeys(names, err)
+
+    def _failures_to_retry(self, names: Sequence[str]) -> int | None:
+        """How many failures in a row there were, if it is to be tried again before the next slot.
+
+        A group is tried again at once a few times, as points without one member are no
+        group's points; but one that stays away does not make the others be captured all the time.
+        """
+        histories = [self._histories[name] for name in names if name in self._histories]
+        due = [history.failures for history in histories if history.verdict is Verdict.SOON]
+        if not due:
+            return None
+        return max(due) if len(due) == len(histories) or max(due) <= _PARTIAL_RETRIES else None
 
     def _beat(self) -> None:
         try:
             self._captures.beat()
         except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
-            _LOGGER.debug("vm=%s no heartbeat: %s", self.vm.name, err)
+            _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
+
+
+class _SeedJob(_Job):
+    """The seed of one VM: runs until it is done, then gives the VM back to the job that it is from."""
+
+    workers = _SEEDS
+    may_seed = True
+
+    def __init__(
+        self,
+        vm: VmSettings,
+        history: History,
+        home: _Job,
+        captures: Captures,
+        clock: Clock,
+        generation: _Generation,
+    ) -> None:
+        super().__init__([replace(vm, group=None)], captures, clock, generation)
+        self.key = _seed_key(vm.name)
+        self.cadence.delay(0.0, clock.now())
+        self._name = vm.name
+        self._histories = {vm.name: history}
+        self.home = home
+        self._is_done = False
+
+    def settle(self) -> None:
+        if self._histories and not self._is_done:
+            return
+        self._generation.end_seed(self._name)  # before the VM goes home, which may ask for its next seed at once
+        if self._histories:
+            self.home.seeded(self._name)
+        else:
+            self.home.give_up(self._name)
+
+    def _go_on(self, name: str, result: Outcome | Exception) -> None:
+        self._is_done = isinstance(result, Outcome) and not _is_seed_due(result)
+
+
+def _is_seed_due(result: Outcome | Exception) -> bool:
+    return isinstance(result, Outcome) and result.result in {Result.SEED_DUE, Result.SEEDING}
+
+
+def _seed_key(vm_name: str) -> str:
+    return f"seed {vm_name}"  # no VM's name has a space in it
+
+
+def _rpo(vm: VmSettings) -> str:
+    return format_duration(vm.rpo_s)
 
 
 def backoff_s(failures: int) -> float:
@@ -327,18 +521,3 @@ def backoff_s(failures: int) -> float:
     attempt = RetryCallState(Retrying(), None, (), {})
     attempt.attempt_number = failures
     return _BACKOFF(attempt)
-
-
-def outcome_line(outcome: Outcome, took_s: float) -> str:
-    """What the log says of a cycle that went well."""
-    took = f"took={took_s:.2f}s"
-    point = point_of(outcome.segment, None) if outcome.segment is not None else None
-    if point is None or outcome.result is Result.UNCHANGED:
-        return f"vm={outcome.vm} unchanged point={point.number if point else '-'} {took}"
-    sizes = f"changed={_size(point.changed_bytes)} stored={_size(point.stored_bytes)}"
-    reason = f' reason="{point.reason}"' if point.reason else ""
-    return f"vm={outcome.vm} point={point.number} kind={point.kind} {sizes} {took}{reason}"
-
-
-def _size(size_bytes: int) -> str:
-    return format_size(size_bytes).replace(" ", "")

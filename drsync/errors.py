@@ -8,7 +8,9 @@
     ├── LogError           45-49  who may write a VM's log
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
-    └── TargetError        70-79  where a VM comes back
+    ├── TargetError        70-79  where a VM comes back
+    ├── RecoveryError      80-89  VMs that came back, but are not up
+    └── GuestError         90-99  the guest, held still for a capture
 
 Each class has a `code` (also the exit code of the command line; click uses 1
 and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
@@ -84,6 +86,14 @@ class UnknownDisk(ConfigError):
     code = 14
     template = "point {point} of VM {vm} has no disk {disk}; it has {known}"
     remedy_template = "drsync points {vm} --json"
+
+
+class PlanInvalid(ConfigError):
+    """The recovery plan has a key or value that can't be used."""
+
+    code = 18
+    template = "{path}: {problem}"
+    remedy_template = "edit {path}, then: drsync restore --plan {path} --dry-run   (docs/plan.md has every key)"
 
 
 class RepositoryError(DrsyncError):
@@ -358,6 +368,31 @@ class CaptureTimeout(SourceError):
     remedy_template = "drsync capture {vm}   (is the spool's disk too slow? raise capture_timeout)"
 
 
+class LibvirtMissing(SourceError):
+    """A VM is reached through libvirt, but Python has no binding of it here."""
+
+    code = 57
+    template = "VM {vm}: Python can't load libvirt: {problem}"
+    remedy_template = "apt install python3-libvirt   (or: pip install 'drsync[libvirt]')"
+
+
+class LibvirtUnreachable(SourceError):
+    """libvirt's daemon does not answer at the URI, or does not let drsync in."""
+
+    code = 58
+    retryable = True
+    template = "VM {vm}: can't connect to libvirt at {uri}: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all"
+
+
+class DomainMissing(SourceError):
+    """libvirt has no such domain now: it was undefined, renamed, or lives on another host."""
+
+    code = 59
+    template = "VM {vm}: libvirt at {uri} has no domain {domain} to capture: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all   (then set `domain` of VM {vm} to one of them)"
+
+
 class SpoolError(DrsyncError):
     """The local directory in between."""
 
@@ -390,6 +425,31 @@ class CaptureRunning(SpoolError):
     remedy_template = "drsync status"
 
 
+class SpoolClosed(SpoolError):
+    """QEMU runs as a user who can't reach the layers in the spool."""
+
+    code = 63
+    template = "VM {vm}: QEMU's user {user} can't pass through {directory} to the spool"
+    remedy_template = "chmod o+x {directory}"
+
+
+class LiveUnavailable(SpoolError):
+    """The disks can't be read live, which a capture needs that does not fit the spool."""
+
+    code = 68
+    retryable = True
+    template = "VM {vm}: its disks can't be read live: {problem}"
+    remedy_template = "drsync capture {vm}   (when that is no more so, or with more room in the spool: [spool] path)"
+
+
+class LibraryMissing(SpoolError):
+    """A library is not installed that this needs."""
+
+    code = 69
+    template = "VM {vm}: {what} needs {library}, which can't be loaded: {problem}"
+    remedy_template = "apt install {package}   (and make drsync's virtual environment with --system-site-packages)"
+
+
 class TargetError(DrsyncError):
     """Where a VM comes back."""
 
@@ -416,3 +476,120 @@ class TargetUnusable(TargetError):
     code = 72
     template = "can't write {path}: {problem}"
     remedy_template = "ls -ld {path}"
+
+
+class BindingMissing(TargetError):
+    """Python's binding of libvirt is not installed."""
+
+    code = 73
+    template = "the libvirt binding of this Python can't be loaded: {problem}"
+    remedy_template = "apt install python3-libvirt   (in a virtual environment: pip install 'drsync[libvirt]')"
+
+
+class HostUnreachable(TargetError):
+    """No libvirt answers at the URI."""
+
+    code = 74
+    retryable = True
+    template = "can't reach libvirt at {uri}: {problem}"
+    remedy_template = "virsh -c '{uri}' version"
+
+
+class DomainExists(TargetError):
+    """A domain is in the way; it was left as it is."""
+
+    code = 75
+    template = "VM {vm} can't come back at {uri}: {problem}"
+    remedy_template = "{command}"
+
+
+class CantComeUp(TargetError):
+    """The target lacks what the domain needs; nothing was written."""
+
+    code = 76
+    template = "VM {vm} can't come up at {uri}: {problem}"
+    remedy_template = (
+        "drsync restore {vm} --to libvirt --uri '{uri}' --dry-run   (lists all; docs/recovery.md explains)"
+    )
+
+
+class HostRefused(TargetError):
+    """libvirt refused an operation; what was made for it was removed again."""
+
+    code = 77
+    template = "libvirt at {uri} refuses {operation}: {problem}"
+    remedy_template = "virsh -c '{uri}' list --all   (libvirt's own log has more)"
+
+
+class PoolUnusable(TargetError):
+    """The disks can't go into this storage pool, or none was chosen; nothing was written."""
+
+    code = 78
+    template = "{problem}; pools at {uri}: {known}"
+    remedy_template = "virsh -c '{uri}' pool-list --all --details   (then choose with --pool, or --disk-dir)"
+
+
+class VolumeExists(TargetError):
+    """A disk of that name is there already; it was left as it is."""
+
+    code = 79
+    template = "{path} exists already"
+    remedy_template = "drsync restore {vm} --to libvirt --name OTHER-NAME   (or another --pool; or remove the old one)"
+
+
+class RecoveryError(DrsyncError):
+    """VMs came back, but are not up."""
+
+
+class PlanFailed(RecoveryError):
+    """Some VMs of a recovery plan are not up; the others are."""
+
+    code = 80
+    template = "{failed} of {total} VMs are not up: {names}"
+    remedy_template = "drsync restore --plan {path}   (goes on with those that are not up)"
+
+
+class NotStarted(RecoveryError):
+    """The domain was restored and defined, but does not start; it stays defined, with its disks."""
+
+    code = 81
+    template = "domain {domain} is restored, but does not start: {problem}"
+    remedy_template = "virsh -c '{uri}' start {domain}"
+
+
+class NotUp(RecoveryError):
+    """The domain runs, but its guest is not up in time."""
+
+    code = 82
+    template = "domain {domain} runs, but after {timeout_s:g} s {problem}"
+    remedy_template = "virsh -c '{uri}' console {domain}"
+
+
+class ReplaceUndone(RecoveryError):
+    """The domain that replaced another one does not start; the old one is defined again, on its old disks."""
+
+    code = 83
+    template = "restored domain {domain} does not start: {problem}; the old one is back, on its old disks"
+    remedy_template = "drsync restore {vm} --to libvirt --uri '{uri}' --name {domain}-restored   (to look at it beside)"
+
+
+class GuestError(DrsyncError):
+    """The guest, held still for a capture."""
+
+
+class FreezeFailed(GuestError):
+    """The guest's file systems could not be held frozen, and the VM's points have to be filesystem-consistent."""
+
+    code = 90
+    retryable = True
+    template = "VM {vm}: no filesystem-consistent point: {problem}"
+    remedy_template = 'drsync config check   (does the guest run qemu-ga? or set on_freeze_failure = "crash")'
+
+
+class GuestHeld(GuestError):
+    """The guest was frozen or paused for a capture, and it is not known that it was let go; points are not affected."""
+
+    code = 91
+    retryable = True
+    template = "VM {vm}: its guest may still be {what}: {problem}"
+    remedy_template = "drsync capture {vm}   (lets it go first; else restart qemu-ga in the guest, or the guest)"

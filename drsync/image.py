@@ -381,10 +381,12 @@ def _touch(touched: npt.NDArray[np.bool_], step: _Step) -> None:
     touched |= np.cumsum(edges)[:-1] > 0
 
 
-def _packs_within(step: _Step, window: Window) -> range:
-    """The numbers of the step's packs whose rows can lie in the window."""
+def _packs_within(step: _Step, window: Window) -> Iterator[int]:
+    """The numbers of the step's packs whose rows can lie in the window, in the order in which they are laid."""
     start = position(step.disk_number, window.first_block)
     end = start + len(window.containers) - 1
-    low = np.searchsorted(step.segment.packs.last, np.uint64(start), side="left")
-    high = np.searchsorted(step.segment.packs.first, np.uint64(end), side="right")
-    return range(int(low), int(high))
+    packs = step.segment.packs
+    for first, behind in step.segment.meta.round_bounds:
+        low = np.searchsorted(packs.last[first:behind], np.uint64(start), side="left")
+        high = np.searchsorted(packs.first[first:behind], np.uint64(end), side="right")
+        yield from range(first + int(low), first + int(high))

@@ -158,7 +158,9 @@ class LogWriter:
     def next_seq(self) -> int:
         return self.head.seq + 1 if self.head else FIRST_SEQ
 
-    def meta(self, point: PointMeta | None, packs: int, rows: Sequence[DiskRows]) -> SegmentMeta:
+    def meta(
+        self, point: PointMeta | None, packs: int, rows: Sequence[DiskRows], rounds: Sequence[int] = ()
+    ) -> SegmentMeta:
         """The metadata of the next segment."""
         return SegmentMeta(
             seq=self.next_seq,
@@ -168,6 +170,7 @@ class LogWriter:
             point=point,
             packs=packs,
             contents=[r.extent for r in rows],
+            rounds=list(rounds) if len(rounds) > 1 else [],
         )
 
     def append(self, buffer: memoryview, sealed: seal.Sealed) -> Segment:

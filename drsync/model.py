@@ -62,6 +62,15 @@ class Consistency(StrEnum):
     FILESYSTEM = "filesystem"
 
 
+class OnFreezeFailure(StrEnum):
+    """What becomes of a point whose guest could not be held frozen."""
+
+    CRASH = "crash"
+    """It is taken all the same, and labelled as what it is."""
+    FAIL = "fail"
+    """It is not taken."""
+
+
 class Clock(Protocol):
     """The time, passed in so that tests can set it."""
 
@@ -104,3 +113,25 @@ class NoProgress:
 
     def advance(self, done_bytes: int) -> None:
         pass
+
+
+class Pace(Protocol):
+    """How fast bytes may pass; called from several threads."""
+
+    def take(self, size_bytes: int) -> None:
+        """Return when `size_bytes` more may pass."""
+        ...
+
+    def take_now(self, size_bytes: int) -> bool:
+        """Whether `size_bytes` more may pass at once; if not, nothing was taken."""
+        ...
+
+
+class NoPace:
+    """A Pace without a limit."""
+
+    def take(self, size_bytes: int) -> None:
+        pass
+
+    def take_now(self, size_bytes: int) -> bool:
+        return True

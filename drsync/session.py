@@ -5,43 +5,58 @@ concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from drsync import catalog
-from drsync.capture import CaptureOptions, Outcome, base_of, newest_point, run_cycle
+from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_point, run_cycle
 from drsync.catalog import Point, VmStatus
-from drsync.config import Config, VmSettings
+from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
     DrsyncError,
     IntegrityError,
     ObjectMissing,
     PointLost,
     RepositoryExists,
+    SourceError,
     TargetExists,
     UnknownDisk,
     UnknownPoint,
     UnknownVm,
 )
 from drsync.format.keys import RecoveryKey, RootKey
+from drsync.group import Assembly, run_together
+from drsync.guests import Guests
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
+from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.log import Log
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
+from drsync.pace import TokenBucket
+from drsync.protection import Protection, libvirt_needed
+from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
+from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
 from drsync.spool import Spool
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
+
+_LEAST_GATHER_S: Final = 30.0
+"""A member of a group gets this long to be ready, however short the RPO is."""
+_NO_REPOSITORY: Final = "00000000"
+"""The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +97,12 @@ class RestorePlan:
 class Session:
     """One configuration, open for work."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, *, upload: TokenBucket | None = None) -> None:
+        """`upload` holds what is sent to `[limits] upload`; given where several sessions share it."""
         self.config = config
         self.clock = clock
+        self._upload = upload or TokenBucket(config.limits.upload, clock)
+        self.protection = Protection(config)
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -92,7 +110,7 @@ class Session:
         from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
 
         settings = self.config.repository
-        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region)
+        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region, pace=self._upload)
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -111,6 +129,11 @@ class Session:
     def spool(self) -> Spool:
         """The spool of this host."""
         return Spool(self.config.spool.path, self.config.spool.reserve_bytes)
+
+    @cached_property
+    def guests(self) -> Guests:
+        """What is done to the guests around a capture, and undone."""
+        return Guests(self.spool, self.protection, lambda vm: self._open_source(vm, _NO_REPOSITORY), self.clock)
 
     def init(self) -> RecoveryKey:
         """Create repository and key file; the recovery key, which is nowhere else.
@@ -154,7 +177,7 @@ class Session:
         Raises:
             UnknownVm: `vm` is neither.
         """
-        known = sorted({v.name for v in self.config.vms} | set(self.repository.vm_names()))
+        known = sorted({v.name for v in self.protection.vms} | set(self.repository.vm_names()))
         if vm is None:
             return known
         if vm not in known:
@@ -163,11 +186,60 @@ class Session:
 
     def open_source(self, vm: VmSettings) -> Source:
         """A session with the VM's QEMU."""
+        return self._open_source(vm, self.repository.tag)
+
+    def _open_source(self, vm: VmSettings, repository_tag: str) -> Source:
+        if isinstance(vm.source, LibvirtSource):
+            return self._open_domain(vm, vm.source, repository_tag)
         from drsync.source.qmp import QmpOptions, QmpSource  # noqa: PLC0415 - reading needs no QEMU
 
         return QmpSource(
-            QmpOptions(vm=vm.name, socket=vm.source.socket, repository_tag=self.repository.tag, disks=vm.source.disks)
+            QmpOptions(
+                vm=vm.name,
+                socket=vm.source.socket,
+                repository_tag=repository_tag,
+                disks=vm.source.disks,
+                live_directory=self.spool.vm(vm.name).live_directory,
+            )
         )
+
+    def _open_domain(self, vm: VmSettings, source: LibvirtSource, repository_tag: str) -> Source:
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
+
+        options = LibvirtOptions(
+            vm=vm.name,
+            domain=source.domain or vm.name,
+            uri=source.uri,
+            repository_tag=repository_tag,
+            layers=self.spool.vm(vm.name).path,
+            exclude=source.exclude,
+        )
+        return open_source(options, clock=self.clock)
+
+    def check_access(self, vm: VmSettings) -> Sequence[str]:
+        """Check that the VM's QEMU can write layers; what else there is to know of it, for people.
+
+        Raises:
+            SpoolClosed: its user can't pass through to the spool.
+        """
+        if not isinstance(vm.source, LibvirtSource):
+            return []
+        with libvirt_needed(vm.name):
+            from drsync.source.libvirt_access import qemu_access  # noqa: PLC0415 - as libvirt_needed
+        access = qemu_access(vm.source.uri)
+        self.spool.vm(vm.name).check_passable(access.uid, access.gid)
+        if "apparmor" in access.confined_by:
+            return [f"AppArmor confines QEMU; if it denies {self.spool.path}, docs/libvirt.md has the rule"]
+        return []
+
+    def vms(self) -> Sequence[VmSettings]:
+        """The VMs that this host protects now; libvirt is asked if there are patterns.
+
+        Raises:
+            LibvirtMissing, LibvirtUnreachable: it can't be asked.
+        """
+        return self.protection.look()
 
     def survey(self, vm: VmSettings) -> Sequence[DiskSurvey]:
         """What a capture of the VM would do now. Nothing in QEMU is changed: a capture may wait to be shipped."""
@@ -177,14 +249,54 @@ class Session:
         with self.spool.vm(vm.name).locked(), self.open_source(vm) as source:
             return source.survey(base_of(newest_point(log, head)), tidy=False)
 
-    def capture(self, vm_name: str, progress: Progress, *, full: bool = False, take_over: bool = False) -> Outcome:
-        """One capture cycle of a configured VM.
+    def streams(self, vm: VmSettings, disks: Sequence[DiskSurvey]) -> bool:
+        """Whether a capture of these disks would be read live, not copied into the spool.
+
+        Raises:
+            SpoolFull: it would, and the spool has no room to end that.
+            LibraryMissing: it would, and what that needs is not installed.
+        """
+        spool = self.spool.vm(vm.name)
+        if not is_to_be_streamed(disks, spool, self._seed_options()):
+            return False
+        from drsync.source.nbd import load  # noqa: PLC0415 - only live reading needs it
+
+        spool.check_room(0)
+        load(vm.name)
+        return True
+
+    def _seed_options(self, stop: Callable[[], bool] = lambda: False) -> SeedOptions:
+        return SeedOptions(
+            stream_above_bytes=self.config.spool.stream_above_bytes,
+            read_pace=TokenBucket(self.config.limits.seed_read, self.clock),
+            stop=stop,
+        )
+
+    def capture(
+        self,
+        vm_name: str,
+        progress: Progress,
+        *,
+        full: bool = False,
+        take_over: bool = False,
+        may_seed: bool = True,
+        stop: Callable[[], bool] = lambda: False,
+        company: Company | None = None,
+    ) -> Outcome:
+        """One capture cycle of a configured VM, by itself or as one of a `company`; a seed ends when `stop` says so.
 
         Raises:
             DrsyncError: see capture.run_cycle; the error is also remembered for `status`.
         """
-        vm = self.config.vm(vm_name)
-        options = CaptureOptions(full=full, take_over=take_over, timeout_s=vm.capture_timeout_s)
+        vm = self.protection.vm(vm_name)
+        self.guests.let_go_of(vm)  # before the repository is looked for, which may be away
+        options = CaptureOptions(
+            full=full,
+            take_over=take_over,
+            timeout_s=vm.capture_timeout_s,
+            may_seed=may_seed,
+            seed=self._seed_options(stop),
+        )
         return run_cycle(
             self.log(vm.name),
             self.spool.vm(vm.name),
@@ -193,12 +305,69 @@ class Session:
             self.clock,
             progress,
             options,
+            self.guests.quiesce(vm, company),
         )
+
+    def together(self, vm_name: str) -> Sequence[VmSettings]:
+        """The VMs that are captured together with this one, itself among them.
+
+        Raises:
+            UnknownVm: there is no such VM.
+        """
+        vm = self.protection.vm(vm_name)
+        return next(vms for vms in captured_together(self.protection.vms) if vm in vms)
+
+    def capture_together(
+        self,
+        names: Sequence[str],
+        progress_of: Callable[[str], Progress],
+        *,
+        full: bool = False,
+        take_over: bool = False,
+        may_seed: bool = True,
+    ) -> Mapping[str, Outcome | Exception]:
+        """One cycle of each of these VMs of one group, at one instant; how each one ended.
+
+        Members of the group that are not named are left out, which the points tell.
+        So are those that have to be seeded: the others do not wait for that. With
+        `may_seed` they are seeded when the others have their points, else it is told.
+
+        Raises:
+            CaptureRunning: another process on this host captures the group.
+        """
+        vms = [self.protection.vm(name) for name in names]
+        group = vms[0].group
+        if group is None:
+            raise ValueError(names)
+        absent = {vm.name: self._why_absent(vm.name) for vm in self.together(names[0]) if vm.name not in names}
+        assembly = Assembly(
+            group,
+            names,
+            pauses=vms[0].group_pause,
+            gather_s=max(_LEAST_GATHER_S, min(vms[0].rpo_s, *(vm.capture_timeout_s for vm in vms))),
+            copy_s=max(vm.capture_timeout_s for vm in vms),
+            absent=absent,
+        )
+        progresses = {name: progress_of(name) for name in names}
+
+        def cycle(name: str, company: Company | None) -> Outcome:
+            return self.capture(
+                name, progresses[name], full=full, take_over=take_over, may_seed=company is None, company=company
+            )
+
+        with self.spool.group_locked(group):
+            results = run_together(assembly, {name: partial(cycle, name) for name in names}, self.guests.are_held)
+        if not may_seed:
+            return results
+        return {name: _seeded(result, partial(cycle, name, None)) for name, result in results.items()}
+
+    def _why_absent(self, vm_name: str) -> str:
+        return "is being seeded" if self.spool.vm(vm_name).journal_path.exists() else "was left out"
 
     def beat(self) -> None:
         """Write this host's heartbeat: what its spool knows of each configured VM."""
         seen: dict[str, Seen] = {}
-        for vm in self.config.vms:
+        for vm in self.protection.vms:
             state = self.spool.vm(vm.name).state()
             if state.wrote_seq and state.checked_at and not state.fenced_by:
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
@@ -211,12 +380,14 @@ class Session:
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
         beats = read_heartbeats(self.repository)
+        with suppress(SourceError):  # what patterns would find is no reason to show nothing
+            self.protection.look()
         return [self._status(vm, beats) for vm in self.known_vms()]
 
     def _status(self, vm: str, beats: Heartbeats) -> VmStatus:
         spool = self.spool.vm(vm)
         state, seen = spool.state(), beats.of(vm)
-        settings = next((v for v in self.config.vms if v.name == vm), None)
+        settings = next((v for v in self.protection.vms if v.name == vm), None)
         error, error_time = state.error, state.error_at
         point: Point | None = None
         try:
@@ -226,14 +397,20 @@ class Session:
         checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
         lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None
         rpo_s = settings.rpo_s if settings else None
+        journal = Journal.load(spool.journal_path)
+        over = point.capture if point else None
+        seed = seed_progress(journal) if journal is not None and journal.begin.over == over else None
         return VmStatus(
             vm=vm,
-            state=catalog.state_of(lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by)),
+            state=catalog.state_of(
+                lag=lag, rpo_s=rpo_s, error=error, fenced=bool(state.fenced_by), seeding=seed is not None and not error
+            ),
             point=point.number if point else None,
             time=point.time if point else None,
             lag_s=lag,
             rpo_s=rpo_s,
             spool_bytes=spool.used_bytes() if spool.path.exists() else 0,
+            seed=seed,
             error=error,
             error_time=error_time,
         )
@@ -257,8 +434,7 @@ class Session:
             PointLost: no number was given, and newer points than the log has are known to have been committed.
             TargetExists, TargetFull: the output can't take it.
         """
-        self.known_vms(request.vm)
-        point, image = self._find(self.log(request.vm), request)
+        point, image = self.find_point(request.vm, number=request.number, at=request.at)
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
         for path in [definition, *(d.path for d in disks)]:
@@ -267,14 +443,21 @@ class Session:
         check_room(request.output, sum(d.live_bytes for d in disks))
         return RestorePlan(point=point, image=image, disks=disks, definition_path=definition)
 
-    def _find(self, log: Log, request: RestoreRequest) -> tuple[Point, PointImage]:
-        """The point that was asked for, from as little of the log as block maps allow."""
-        last = self._last_needed(log, request.number)
+    def find_point(self, vm: str, *, number: int | None = None, at: datetime | None = None) -> tuple[Point, PointImage]:
+        """The point that was asked for, else the newest, from as little of the log as block maps allow.
+
+        Raises:
+            UnknownVm, UnknownPoint: there is nothing like that.
+            PointLost: no number was given, and newer points than the log has are known to have been committed.
+        """
+        self.known_vms(vm)
+        log = self.log(vm)
+        last = self._last_needed(log, number)
         while True:
             stretch = newest_stretch(log, last)
             known = catalog.points_of(stretch.segments, parent=stretch.parent)
             try:
-                point = catalog.choose(request.vm, known, number=request.number, at=request.at)
+                point = catalog.choose(vm, known, number=number, at=at)
             except UnknownPoint as err:
                 if stretch.ground is None or stretch.parent is None:
                     raise UnknownPoint(**err.fields | {"known": catalog.described(catalog.points(log))}) from err
@@ -324,6 +507,17 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _seeded(result: Outcome | Exception, seed: Callable[[], Outcome]) -> Outcome | Exception:
+    """What became of a member of a group: if it was left to be seeded, what `seed` comes to."""
+    if isinstance(result, Exception) or result.result is not Result.SEED_DUE:
+        return result
+    try:
+        outcome = seed()
+    except Exception as err:  # noqa: BLE001 - kept for the caller, as the cycles of the others are
+        return err
+    return replace(outcome, shipped_before=outcome.shipped_before or result.shipped_before)
 
 
 def _chosen(point: Point, wanted: Sequence[str]) -> list[str]:

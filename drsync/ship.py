@@ -23,16 +23,16 @@ import numpy as np
 
 from drsync.changes import PIECE_BLOCKS, Change, changes_of, differences, nonzero_rows
 from drsync.direct import aligned_buffer
+from drsync.encode import Frames, RowsBuilder, store_pack
 from drsync.errors import PointUnwritable
-from drsync.format import Malformed, names, seal
-from drsync.format.frame import HASH_BYTES, MAX_FRAME_BYTES, FrameSealer, disk_binding
+from drsync.format import Malformed, seal
+from drsync.format.frame import MAX_FRAME_BYTES, FrameSealer
 from drsync.format.segment import (
     DiskMeta,
     DiskRows,
     PackEntry,
     PointMeta,
     decode_segment,
-    encode_pack,
     encode_segment,
     index_bound,
     pack_table,
@@ -40,7 +40,7 @@ from drsync.format.segment import (
 )
 from drsync.image import PointImage
 from drsync.log import LogWriter, Segment
-from drsync.model import BLOCK_SIZE, Kind, Progress, block_length
+from drsync.model import BLOCK_SIZE, Kind, Progress
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.repository import VmObjects
 from drsync.source.layer import Layer
@@ -78,6 +78,8 @@ class ShipDisk:
     spooled: SpooledDisk
     kind: Kind
     layer: Layer
+    from_nothing: bool
+    """There is nothing below what the layer holds, so zeros need not be told."""
 
 
 @dataclass(slots=True)
@@ -133,6 +135,16 @@ class _Workspace:
         self.raw = aligned_buffer(PIECE_BLOCKS * BLOCK_SIZE)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeded:
+    """What was sent before the capture, read live (docs/decisions/0004-seed.md): the capture lies over it."""
+
+    rounds: Sequence[Sequence[PackEntry]]
+    """Each in the order of the point, a later one over an earlier one."""
+    kinds: Mapping[str, Kind]
+    changed_bytes: Mapping[str, int]
+
+
 def ship(
     capture: SpooledCapture,
     layers: Mapping[str, Layer],
@@ -140,11 +152,13 @@ def ship(
     before: PointImage | None,
     progress: Progress,
     limits: ShipLimits = USUAL,
+    seeded: Seeded | None = None,
 ) -> Segment:
     """Commit a capture as the next point of its VM's log; the committed segment.
 
     `before` is the point before, needed where a disk is read again as a whole;
-    None if there is none, or if everything shall be sent. When this raises,
+    None if there is none, or if everything shall be sent. With `seeded`, the
+    capture holds just what changed since that was read. When this raises,
     nothing was committed (StoreUnavailable: see LogWriter.append) and the same
     capture can be shipped again.
 
@@ -154,10 +168,14 @@ def ship(
         PointUnwritable: it is beyond a limit of the format.
         StoreError: an object could not be stored.
     """
-    disks = [
-        ShipDisk(number=n, spooled=d, kind=_kind(d, before), layer=layers[d.name]) for n, d in enumerate(capture.disks)
-    ]
-    return _Shipment(capture, disks, writer, before, progress, limits).run()
+    disks: list[ShipDisk] = []
+    for number, disk in enumerate(capture.disks):
+        kind = seeded.kinds[disk.name] if seeded is not None else _kind(disk, before)
+        from_nothing = kind is Kind.FULL and seeded is None
+        disks.append(
+            ShipDisk(number=number, spooled=disk, kind=kind, layer=layers[disk.name], from_nothing=from_nothing)
+        )
+    return _Shipment(capture, disks, writer, before, progress, limits, seeded).run()
 
 
 def _kind(disk: SpooledDisk, before: PointImage | None) -> Kind:
@@ -178,8 +196,10 @@ class _Shipment:
         before: PointImage | None,
         progress: Progress,
         limits: ShipLimits,
+        seeded: Seeded | None,
     ) -> None:
         self._limits = limits
+        self._seeded = seeded
         self._capture = capture
         self._disks = disks
         self._writer = writer
@@ -225,10 +245,10 @@ class _Shipment:
         yield plan
 
     def _changes(self, disk: ShipDisk) -> Iterator[Change]:
-        if disk.kind is Kind.RESYNC and self._before is not None:
+        if self._seeded is None and disk.kind is Kind.RESYNC and self._before is not None:
             sealer = FrameSealer(self._objects.object_keys(self._objects.new_header("pack")))
             return differences(disk.layer, disk.spooled.name, disk.spooled.size_bytes, self._before, sealer)
-        return changes_of(disk.layer, full=disk.kind is Kind.FULL)
+        return changes_of(disk.layer, full=disk.from_nothing)
 
     def _ship_pack(
         self, plan: _Plan, workspaces: "queue.SimpleQueue[_Workspace]", workspace: _Workspace
@@ -239,17 +259,12 @@ class _Shipment:
                 encoded = self._encode(plan, header, workspace)
             if not any(len(r.blocks) or len(r.zero_first) for r in encoded.rows):
                 return _ShippedPack(entry=None, changed_bytes={})
-            keys = self._objects.object_keys(header)
-            sealed = seal.seal(workspace.out, encoded.frames_end, header, encode_pack(encoded.rows), keys)
-            object_id = bytes.fromhex(header.object)
-            name = names.pack(self._objects.vm, object_id)
-            self._objects.store.create(name, workspace.out[: sealed.length], sha256=sealed.sha256)
+            first, last = plan.bounds()
+            entry = store_pack(
+                self._objects, header, workspace.out, encoded.frames_end, encoded.rows, first=first, last=last
+            )
         finally:
             workspaces.put(workspace)
-        first, last = plan.bounds()
-        entry = PackEntry(
-            object_id=object_id, length=sealed.length, index_sha256=sealed.index_sha256, first=first, last=last
-        )
         return _ShippedPack(entry=entry, changed_bytes=encoded.changed_bytes)
 
     def _ship_segment(self, plan: _Plan, workspace: _Workspace, shipped: Iterable[_ShippedPack]) -> Segment:
@@ -261,7 +276,14 @@ class _Shipment:
         changed = Counter(encoded.changed_bytes)
         for pack in packs:
             changed.update(pack.changed_bytes)
-        meta = self._writer.meta(self._point(changed), len(entries), encoded.rows)
+        rounds = [entries]
+        if self._seeded is not None:
+            changed.update(self._seeded.changed_bytes)
+            rounds = [list(round_) for round_ in (*self._seeded.rounds, entries) if round_]
+            entries = list(chain.from_iterable(rounds))
+        meta = self._writer.meta(
+            self._point(changed), len(entries), encoded.rows, rounds=[len(round_) for round_ in rounds]
+        )
         index = encode_segment(meta, pack_table(entries), encoded.rows)
         out = _with_room(workspace.out, encoded.frames_end, seal.sealed_bound(len(index)))
         try:
@@ -292,86 +314,33 @@ class _Shipment:
         )
 
     def _encode(self, plan: _Plan, header: seal.Header, workspace: _Workspace) -> _Encoded:
-        sealer = FrameSealer(self._objects.object_keys(header))
-        builders: dict[int, _RowsBuilder] = {}
-        at = seal.FRAMES_START
+        frames = Frames(self._objects, header, workspace.out)
+        builders: dict[int, RowsBuilder] = {}
         for disk, change in plan.parts:
-            builder = builders.setdefault(disk.number, _RowsBuilder(disk, self._objects.repository_id))
-            at = builder.add(change, sealer, workspace, at, self._progress)
-        numbers = sorted(builders)
+            builder = builders.setdefault(disk.number, RowsBuilder(disk.spooled.name, disk.spooled.size_bytes))
+            self._encode_change(disk, change, builder, frames, workspace.raw)
+        found = [builders[number] for number in sorted(builders)]
         return _Encoded(
-            rows=[builders[n].rows() for n in numbers],
-            frames_end=at,
-            changed_bytes={builders[n].disk.spooled.name: builders[n].changed_bytes for n in numbers},
+            rows=[builder.rows() for builder in found],
+            frames_end=frames.end,
+            changed_bytes={builder.disk: builder.changed_bytes for builder in found},
         )
 
-
-class _RowsBuilder:
-    """Encodes the blocks of one disk into an object and collects their rows."""
-
-    def __init__(self, disk: ShipDisk, repository_id: bytes) -> None:
-        self.disk = disk
-        self.changed_bytes = 0
-        self._binding = disk_binding(repository_id, disk.spooled.name)
-        self._size_bytes = disk.spooled.size_bytes
-        self._blocks: list[int] = []
-        self._lengths: list[int] = []
-        self._hashes: list[bytes] = []
-        self._zeros: list[tuple[int, int]] = []
-
-    def add(self, change: Change, sealer: FrameSealer, workspace: _Workspace, at: int, progress: Progress) -> int:
-        """Encode a change's blocks behind offset `at` of the object; where the last frame ends."""
-        self._note_zeros(change.zero_first.tolist(), change.zero_count.tolist())
+    def _encode_change(
+        self, disk: ShipDisk, change: Change, builder: RowsBuilder, frames: Frames, buffer: memoryview
+    ) -> None:
+        """Read a change's blocks from the layer, and seal those that hold anything."""
+        builder.note_zeros(change.zero_first.tolist(), change.zero_count.tolist())
         for start in range(0, len(change.blocks), PIECE_BLOCKS):
             blocks = change.blocks[start : start + PIECE_BLOCKS]
-            raw = workspace.raw[: len(blocks) * BLOCK_SIZE]
-            self.disk.layer.read_blocks(change.offsets[start : start + PIECE_BLOCKS], raw)
+            raw = buffer[: len(blocks) * BLOCK_SIZE]
+            disk.layer.read_blocks(change.offsets[start : start + PIECE_BLOCKS], raw)
             data = nonzero_rows(raw, len(blocks))
             for row in np.flatnonzero(data).tolist():
-                at += self._seal(
-                    int(blocks[row]), raw[row * BLOCK_SIZE : (row + 1) * BLOCK_SIZE], sealer, workspace, at
-                )
-            if self.disk.kind is not Kind.FULL:  # a full starts from nothing, which reads as zeros
-                self._note_zeros(blocks[~data].tolist(), [1] * int((~data).sum()))
-            progress.advance(len(raw))
-        return at
-
-    def _seal(self, block: int, raw: memoryview, sealer: FrameSealer, workspace: _Workspace, at: int) -> int:
-        plain = raw[: block_length(block, self._size_bytes)]
-        self._hashes.append(sealer.hash_block(plain))
-        length = sealer.seal_into(workspace.out, at, plain, self._binding, block)
-        self._blocks.append(block)
-        self._lengths.append(length)
-        self.changed_bytes += len(plain)
-        return length
-
-    def _note_zeros(self, first: Sequence[int], count: Sequence[int]) -> None:
-        for block, blocks in zip(first, count, strict=True):
-            self._zeros.append((block, blocks))
-            length = min((block + blocks) * BLOCK_SIZE, self._size_bytes) - block * BLOCK_SIZE
-            self.changed_bytes += length
-
-    def rows(self) -> DiskRows:
-        zeros = np.array(_joined(sorted(self._zeros)), np.uint32).reshape(-1, 2)
-        return DiskRows(
-            disk=self.disk.spooled.name,
-            blocks=np.array(self._blocks, np.uint32),
-            lengths=np.array(self._lengths, np.uint32),
-            hashes=np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, HASH_BYTES),
-            zero_first=zeros[:, 0],
-            zero_count=zeros[:, 1],
-        )
-
-
-def _joined(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs in order, neighbours joined."""
-    joined: list[tuple[int, int]] = []
-    for first, count in runs:
-        if joined and sum(joined[-1]) == first:
-            joined[-1] = (joined[-1][0], joined[-1][1] + count)
-        else:
-            joined.append((first, count))
-    return joined
+                builder.seal(int(blocks[row]), raw[row * BLOCK_SIZE : (row + 1) * BLOCK_SIZE], frames)
+            if not disk.from_nothing:
+                builder.note_zeros(blocks[~data].tolist(), [1] * int((~data).sum()))
+            self._progress.advance(len(raw))
 
 
 def _take(change: Change, room: int) -> tuple[Change, Change | None]:

@@ -1,8 +1,12 @@
 """The spool: the local directory where layers wait until the repository has them.
 
     <spool>/spool.json                      the id of this spool: who writes the logs
+    <spool>/.group-<group>.lock             held while a process captures this group
     <spool>/<vm>/lock                       held while a process captures this VM
     <spool>/<vm>/state.json                 what this host knows of the VM's log
+    <spool>/<vm>/seed.journal               what was sent of a VM that is being seeded (journal.py)
+    <spool>/<vm>/.live/                     the socket through which its disks are read meanwhile
+    <spool>/<vm>/held.json                  a guest is held still: let it go (hold.py)
     <spool>/<vm>/<capture id>/capture.json  what the capture is, once it is complete
     <spool>/<vm>/<capture id>/<disk>.qcow2  its layers
 
@@ -19,9 +23,11 @@ the boot that it belongs to; a capture of an earlier boot is dropped, never ship
 
 import fcntl
 import os
+import pwd
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -30,7 +36,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from drsync.durable import sync_directory
-from drsync.errors import CaptureRunning, SpoolFull, SpoolUnusable
+from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency, is_name
 from drsync.units import format_size
 
@@ -86,6 +92,8 @@ class SpooledCapture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether a full is sent whole (first point, or asked for), not compared with the point before."""
     disks: list[SpooledDisk]
     definition: dict[str, object]
+    seed: CaptureId | None = None
+    """The round of a seed that this capture closes: its layers hold what changed since that round began."""
 
 
 class VmState(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +108,23 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     """What the last cycle failed with; empty if it succeeded."""
     error_at: str = ""
+
+
+class HeldGuest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """held.json: a guest is about to be frozen or paused. Whoever finds it after a crash lets that guest go."""
+
+    boot_id: str
+    pid: int
+    """The process that holds it."""
+    vm_run: str
+    """Which run of the VM was frozen (GuestAgent.vm_run); empty if it was not."""
+    paused: bool
+    since: str
+
+    @property
+    def what(self) -> str:
+        """What was done to the guest, in words."""
+        return " and ".join(word for word, done in (("frozen", bool(self.vm_run)), ("paused", self.paused)) if done)
 
 
 class _SpoolRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +145,7 @@ class Spool:
             SpoolUnusable: the directory can't be made or written.
         """
         record = self.path / "spool.json"
-        with _translated(self.path):
+        with translated(self.path):
             _make_directory(self.path)
             if not record.exists():
                 _write_new(record, msgspec.json.encode(_SpoolRecord(writer=secrets.token_hex(8))))
@@ -130,13 +155,30 @@ class Spool:
             except (ValueError, RecursionError, msgspec.MsgspecError) as err:
                 raise SpoolUnusable(path=record, problem="it does not hold the id of a spool") from err
 
+    @contextmanager
+    def group_locked(self, group: str) -> Iterator[None]:
+        """Hold a group of VMs: no other process on this host captures it as a group meanwhile.
+
+        Without it, two processes would each get some of the members.
+
+        Raises:
+            CaptureRunning: another process holds it.
+        """
+        with _locked(self.path, f".group-{group}.lock", f"of group {group}"):  # no name of a VM begins so
+            yield
+
+    def held_vms(self) -> list[str]:
+        """The VMs whose guests some process holds still, or held when it ended."""
+        with translated(self.path):
+            return sorted(note.parent.name for note in self.path.glob("*/held.json") if is_name(note.parent.name))
+
     def vm(self, name: str) -> "VmSpool":
         """The part of the spool that belongs to the VM `name`."""
         return VmSpool(self, name)
 
     def free_bytes(self) -> int:
         """Room on the spool's file system beside the reserve; may be negative."""
-        with _translated(self.path):
+        with translated(self.path):
             return shutil.disk_usage(self.path).free - self.reserve_bytes
 
 
@@ -157,20 +199,8 @@ class VmSpool:
         Raises:
             CaptureRunning: another process holds it.
         """
-        with _translated(self.path):
-            _make_directory(self.path)
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as err:
-                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "?"
-                raise CaptureRunning(vm=self.vm, pid=pid) from err
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        with _locked(self.path, "lock", self.vm):
             yield
-        finally:
-            os.close(fd)
 
     def state(self) -> VmState:
         """What this host remembers of the VM; a new state if nothing, or nothing readable."""
@@ -186,9 +216,32 @@ class VmSpool:
         """
         if state == self.state():
             return
-        with _translated(self.path):
+        with translated(self.path):
             _make_directory(self.path)
             _write_over(self.path / "state.json", msgspec.json.encode(state))
+
+    def held(self) -> HeldGuest | None:
+        """What a process noted before it held the guest still; None if nobody does, or did before the last boot."""
+        try:
+            held = _read(self.path / "held.json", HeldGuest)
+        except _UNREADABLE:
+            return None
+        return held if held.boot_id == boot_id() else None
+
+    def hold(self, held: HeldGuest) -> None:
+        """Note that the guest is about to be held still; the note is on the disk when this returns.
+
+        Raises:
+            SpoolUnusable: it is not: do not hold the guest.
+        """
+        with translated(self.path):
+            _make_directory(self.path)
+            _write_over(self.path / "held.json", msgspec.json.encode(held))
+
+    def let_go(self) -> None:
+        """Remove the note: the guest is known to run freely."""
+        with translated(self.path):
+            (self.path / "held.json").unlink(missing_ok=True)
 
     def check_room(self, copy_bytes: int) -> None:
         """Check that a capture of `copy_bytes` leaves the reserve free.
@@ -199,8 +252,7 @@ class VmSpool:
         Raises:
             SpoolFull: there is not enough room.
         """
-        needed = copy_bytes + copy_bytes // 1024 + 1024 * 1024  # tables and headers of the layers
-        free = self._spool.free_bytes()
+        needed, free = _needed_bytes(copy_bytes), self._spool.free_bytes()
         if needed > free:
             raise SpoolFull(
                 vm=self.vm,
@@ -210,6 +262,42 @@ class VmSpool:
                 reserve=format_size(self._spool.reserve_bytes),
             )
 
+    def has_room(self, copy_bytes: int) -> bool:
+        """Whether `check_room` would find the room."""
+        return _needed_bytes(copy_bytes) <= self._spool.free_bytes()
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal of a seed is."""
+        return self.path / "seed.journal"
+
+    @property
+    def live_directory(self) -> Path:
+        """Where the socket goes through which disks are read live."""
+        return self.path / ".live"
+
+    def remove_journal(self) -> None:
+        """A seed is done, or given up."""
+        with translated(self.path):
+            self.journal_path.unlink(missing_ok=True)
+
+    def check_passable(self, uid: int, gid: int) -> None:
+        """Check that a user can pass through every directory down to this VM's layers.
+
+        Raises:
+            SpoolClosed: one is closed to it; the error names it.
+        """
+        if uid == 0:
+            return
+        user, groups = _user(uid, gid)
+        for directory in reversed([self.path, *self.path.parents]):
+            try:
+                status = directory.stat()
+            except OSError:
+                return  # not made yet: drsync makes what is missing passable
+            if not _may_pass(status, uid, groups):
+                raise SpoolClosed(vm=self.vm, user=user, directory=directory)
+
     @property
     def keep_free_bytes(self) -> int:
         """Below this much free space a running capture gives up: half the reserve, as the guest may write meanwhile."""
@@ -217,7 +305,7 @@ class VmSpool:
 
     def begin(self, capture: CaptureId, disks: list[str]) -> dict[str, Path]:
         """Make the directory of a new capture; the paths where its layers go (TAKING)."""
-        with _translated(self.path):
+        with translated(self.path):
             directory = self.path / capture
             directory.mkdir()
             directory.chmod(_DIRECTORY_MODE)
@@ -225,7 +313,7 @@ class VmSpool:
 
     def complete(self, capture: SpooledCapture) -> None:
         """Note that every layer of the capture is whole (CAPTURED)."""
-        with _translated(self.path):
+        with translated(self.path):
             _write_new(self.path / capture.capture / "capture.json", msgspec.json.encode(capture))
 
     def layer_path(self, capture: CaptureId, disk: str) -> Path:
@@ -234,7 +322,7 @@ class VmSpool:
     def remove(self, capture: CaptureId) -> None:
         """Remove a capture that is committed or shall be dropped; half a removal leaves it TAKING."""
         directory = self.path / capture
-        with _translated(self.path), suppress(FileNotFoundError):
+        with translated(self.path), suppress(FileNotFoundError):
             (directory / "capture.json").unlink(missing_ok=True)
             shutil.rmtree(directory)
 
@@ -248,7 +336,7 @@ class VmSpool:
     def waiting(self) -> SpooledCapture | None:
         """The complete capture that waits to be shipped, if there is one. Everything else that lies here is dropped."""
         found: SpooledCapture | None = None
-        with _translated(self.path):
+        with translated(self.path):
             for directory in sorted(p for p in self.path.glob("*/") if is_name(p.name)):
                 spooled = self._read_capture(directory)
                 if spooled is None or found is not None:
@@ -275,13 +363,55 @@ class VmSpool:
         return used
 
 
+def _needed_bytes(copy_bytes: int) -> int:
+    return copy_bytes + copy_bytes // 1024 + 1024 * 1024  # tables and headers of the layers
+
+
 def boot_id() -> str:
     """The id of the machine's present boot."""
     return _BOOT_ID.read_text().strip()
 
 
+def _user(uid: int, gid: int) -> tuple[str, list[int]]:
+    """A user's name, and all groups that it is in."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid), [gid]
+    return name, os.getgrouplist(name, gid)
+
+
+def _may_pass(status: os.stat_result, uid: int, groups: Sequence[int]) -> bool:
+    """What the kernel decides for a search of a directory (path_resolution(7)), but for ACLs."""
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IXUSR)
+    if status.st_gid in groups:
+        return bool(status.st_mode & stat.S_IXGRP)
+    return bool(status.st_mode & stat.S_IXOTH)
+
+
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _locked(directory: Path, name: str, vm: str) -> Iterator[None]:
+    """Hold a file's lock, which the kernel takes back when the process ends."""
+    with translated(directory):
+        _make_directory(directory)
+        fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "?"
+            raise CaptureRunning(vm=vm, pid=pid) from err
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """What the file system refuses in the block raises SpoolUnusable."""
     try:
         yield
     except OSError as err:

@@ -20,7 +20,8 @@ packages=(
 )
 dev_packages=(
     shellcheck
-    libvirt-daemon-system libvirt-clients # tests start a libvirtd of their own
+    libvirt-daemon-system libvirt-clients # tests start libvirtds of their own
+    swtpm swtpm-tools ovmf                # domains with a TPM, and with UEFI
 )
 commands=(
     qemu-system-x86_64 qemu-storage-daemon qemu-img qemu-io qemu-nbd

@@ -1,7 +1,9 @@
 """The command line in the test's own process, on a configuration of the test's own."""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,19 @@ from typing import Any
 from click.testing import CliRunner
 
 from drsync.cli import main
+
+
+@contextmanager
+def logging_as_before() -> Iterator[None]:
+    """A command sets up the log of its process, which here is that of all tests."""
+    root, own = logging.getLogger(), logging.getLogger("drsync")
+    handlers, root_level, own_level = root.handlers[:], root.level, own.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
+        own.setLevel(own_level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +51,21 @@ class Cli:
         self.spool = place / "spool"
         self.configure()
 
-    def configure(self, vms: Mapping[str, Path] | None = None, *, extra: str = "") -> None:
-        """Write the configuration file: VM name → socket."""
+    def configure(
+        self, vms: Mapping[str, Path] | None = None, *, extra: str = "", spool: str = "", vm: str = ""
+    ) -> None:
+        """Write the configuration file: VM name → socket; `spool` is more of [spool], `vm` of every [[vm]]."""
         text = f'[repository]\nurl = "file://{self.repository}"\nkey_file = "key"\n'
-        text += '[spool]\npath = "spool"\nreserve = "1MiB"\n'
+        text += f'[spool]\npath = "spool"\nreserve = "1MiB"\n{spool}\n'
         for name, socket in (vms or {}).items():
-            text += f'[[vm]]\nname = "{name}"\nsocket = "{socket}"\nrpo = "1s"\n'
+            text += f'[[vm]]\nname = "{name}"\nsocket = "{socket}"\nrpo = "1s"\n{vm}'
         self.config.write_text(text + extra)
 
     def run(self, *words: str, stdin: str = "", config: bool = True) -> Done:
         """Run a command."""
         before = ["--config", str(self.config)] if config else []
-        result = CliRunner().invoke(main, [*before, *words], input=stdin)
+        with logging_as_before():
+            result = CliRunner().invoke(main, [*before, *words], input=stdin)
         return Done(code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
     def ok(self, *words: str, stdin: str = "") -> Done:

@@ -1,9 +1,11 @@
 """What all tests share: an environment of their own, and an S3 to test against."""
 
-import logging
 import os
 import secrets
+import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,10 @@ from hypothesis import settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
 
 if TYPE_CHECKING:
+    from libvirt_bench import LibvirtGround
     from mypy_boto3_s3 import S3Client
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
@@ -32,15 +37,28 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command sets up the log of its process, which here is that of all tests."""
-    root, own = logging.getLogger(), logging.getLogger("drsync")
-    before = root.handlers[:], root.level, own.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The examples' guest's disk, to be used as a backing file or copied: never boot it itself."""
+    built = subprocess.run(
+        ["bash", Path(__file__).parents[1] / "examples/guest/build.sh"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode != 0:
+        pytest.fail(f"the guest can't be built: {built.stdout}{built.stderr}")
+    return Path(built.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def ground(guest_image: Path) -> Iterator["LibvirtGround"]:
+    """A libvirt host with a guest that was booted once; tests take turns."""
+    from libvirt_bench import LibvirtGround
+
+    with LibvirtGround(guest_image) as ground:
+        yield ground
 
 
 @pytest.fixture(scope="session")

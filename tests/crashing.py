@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 
 When = Literal["before", "after"]
 WHENS: Final[tuple[When, ...]] = ("before", "after")
-READS_ONLY: Final = frozenset({"layer_path", "used_bytes", "state"})
-"""Steps of the spool that leave nothing behind: a crash at them is one at their neighbours."""
+READS_ONLY: Final = frozenset({"layer_path", "used_bytes", "state", "held", "is_running"})
+"""Steps that leave nothing behind: a crash at them is one at their neighbours."""
 
 
 class Crash(BaseException):
@@ -65,7 +65,8 @@ class Mined:
                 result = found(*args, **options)
                 return iter(list(result)) if isinstance(result, Iterator) else result
 
-            return self._bomb.around(f"{type(self._inner).__name__}.{name}", call)
+            result = self._bomb.around(f"{type(self._inner).__name__}.{name}", call)
+            return Mined(result, self._bomb) if name == "open_live" else result
 
         return step
 

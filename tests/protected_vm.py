@@ -5,14 +5,14 @@ MemoryVm ── Witness(MemorySource) ── run_cycle ── spool of a host �
                └ what the disks held at each capture ══ compared with ══ what every point restores to
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from forwarding_source import ForwardingSource
 
 from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.catalog import Point, points
@@ -21,9 +21,12 @@ from drsync.image import load_image
 from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
+from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
-from drsync.source import Base, CaptureResult, DiskSurvey, Source
+from drsync.seed import USUAL as USUAL_SEED
+from drsync.seed import SeedOptions
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -51,16 +54,13 @@ class SteppingClock:
         return self.monotonic
 
 
-class Witness:
+class Witness(ForwardingSource):
     """A Source that notes what the disks held when each capture was taken."""
 
     def __init__(self, inner: Source, contents: Callable[[], Contents], seen: dict[CaptureId, Contents]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._contents = contents
         self._seen = seen
-
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
-        return self._inner.survey(base, full=full, tidy=tidy)
 
     def capture(
         self,
@@ -72,26 +72,26 @@ class Witness:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         assert capture not in self._seen
-        self._seen[capture] = self._contents()
-        return self._inner.capture(
-            capture, base, disks, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes, progress=progress
+
+        @contextmanager
+        def witnessed() -> Iterator[float]:
+            with instant() as limit_s:
+                self._seen[capture] = self._contents()
+                yield limit_s
+
+        return super().capture(
+            capture,
+            base,
+            disks,
+            layers,
+            timeout_s=timeout_s,
+            keep_free_bytes=keep_free_bytes,
+            progress=progress,
+            instant=witnessed,
         )
-
-    def release(self, keep: CaptureId) -> None:
-        self._inner.release(keep)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class MemoryTarget:
@@ -133,12 +133,25 @@ def restored(log: Log, point: int) -> Contents:
     return {name: target.content for name, target in targets.items()}
 
 
+class RoomySpool(Spool):
+    """A spool with a fixed room, whatever other programs write and delete meanwhile."""
+
+    def __init__(self, path: Path, room_bytes: int) -> None:
+        super().__init__(path, reserve_bytes=0)
+        self._room_bytes = room_bytes
+
+    def free_bytes(self) -> int:
+        return self._room_bytes
+
+
 class ProtectedVm:
     """A VM with a disk `root` (bitmaps persist) and a disk `data` (they don't), a repository, and hosts with spools."""
 
     def __init__(self, place: Path, *, root_bytes: int = 512 * KIB, reserve_bytes: int = 0) -> None:
         self._place = place
         self.reserve_bytes = reserve_bytes
+        self.free_bytes: int | None = None
+        """What the spool's file system has free beside the reserve; None: what it really has."""
         self.clock = SteppingClock()
         self.store: ObjectStore = MemoryStore(self.clock)
         self.key = RootKey.generate()
@@ -172,7 +185,9 @@ class ProtectedVm:
         return Log(self.repository(store).vm(VM))
 
     def spool(self, host: str = "alpha") -> Spool:
-        return Spool(self._place / host, self.reserve_bytes)
+        if self.free_bytes is None:
+            return Spool(self._place / host, self.reserve_bytes)
+        return RoomySpool(self._place / host, self.free_bytes)
 
     def source(self) -> Source:
         inner = MemorySource(self.vm, self.repository().tag, clock=self.clock)
@@ -188,6 +203,9 @@ class ProtectedVm:
         full: bool = False,
         take_over: bool = False,
         maps: MapPolicy = USUAL,
+        may_seed: bool = True,
+        seed: SeedOptions = USUAL_SEED,
+        quiesce: Quiescing | None = None,
     ) -> Outcome:
         """One cycle of `host` with objects of its own, as a new process would run it."""
         return run_cycle(
@@ -197,7 +215,8 @@ class ProtectedVm:
             open_source or self.source,
             self.clock,
             NoProgress(),
-            CaptureOptions(full=full, take_over=take_over, maps=maps),
+            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed),
+            quiesce,
         )
 
     def points(self) -> list[Point]:

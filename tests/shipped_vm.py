@@ -21,14 +21,18 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 from fake_clock import FakeClock
+from forged import put_pack
 
+from drsync.format.frame import HASH_BYTES, FrameSealer
 from drsync.format.keys import RecoveryKey, RootKey
+from drsync.format.segment import DiskRows, PackEntry, position
 from drsync.image import PointImage, load_image
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.model import (
     BLOCK_SIZE,
     CaptureId,
     Consistency,
+    Kind,
     NoProgress,
     Progress,
     block_count,
@@ -38,7 +42,7 @@ from drsync.model import (
 from drsync.qcow2 import ENTRY_ZERO, TABLE_BLOCKS, ImageWriter
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
-from drsync.ship import ShipLimits, ship
+from drsync.ship import Seeded, ShipLimits, ship
 from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, SpooledDisk
 from drsync.store import ObjectStore
@@ -86,6 +90,8 @@ class Step:
     limits: ShipLimits = SMALL
     taken_over: bool = False
     """Another host takes the VM over first."""
+    rounds: Sequence[Mapping[str, Mapping[int, int]]] = ()
+    """Content numbers by disk and block that were read live before: the capture lies over them."""
 
 
 @dataclass(slots=True)
@@ -248,12 +254,49 @@ class ShippedVm:
         before = load_image(self.log, self.log.newest()) if step.compare and self.points else None
         with ExitStack() as stack:
             opened = {d.name: stack.enter_context(Layer(layers[d.name], d.size_bytes)) for d in spooled.disks}
-            segment = ship(spooled, opened, writer, before, progress, step.limits)
+            seeded = self._seeded(spooled, step) if step.rounds else None
+            segment = ship(spooled, opened, writer, before, progress, step.limits, seeded)
         for path in layers.values():
             path.unlink()
         self.captures.append(spooled.capture)
         self.points[segment.seq] = {name: disk.copy() for name, disk in self.disks.items()}
         return segment
+
+    def _seeded(self, spooled: SpooledCapture, step: Step) -> Seeded:
+        """Store the packs of a seed, two blocks each. A disk that is read whole is compared with nothing here."""
+        known = self.points[max(self.points)] if self.points else {}
+        rounds: list[list[PackEntry]] = []
+        for blocks_of in step.rounds:
+            entries: list[PackEntry] = []
+            for number, disk in enumerate(spooled.disks):
+                blocks = sorted(blocks_of.get(disk.name, {}).items())
+                pairs = [dict(blocks[at : at + 2]) for at in range(0, len(blocks), 2)]
+                entries += [self._pack(number, disk, pair) for pair in pairs]
+            rounds.append(entries)
+        kinds = {
+            d.name: (Kind.RESYNC if d.full else Kind.INCREMENTAL) if step.compare and d.name in known else Kind.FULL
+            for d in spooled.disks
+        }
+        return Seeded(rounds=rounds, kinds=kinds, changed_bytes={})
+
+    def _pack(self, number: int, disk: SpooledDisk, contents: Mapping[int, int]) -> PackEntry:
+        data = {n: content(kind, block_length(n, disk.size_bytes)) for n, kind in contents.items()}
+        held = [n for n, block in data.items() if any(block)]
+        zeros = [n for n, block in data.items() if not any(block)]
+        rows = DiskRows(
+            disk=disk.name,
+            blocks=np.array(held, np.uint32),
+            lengths=np.zeros(len(held), np.uint32),
+            hashes=np.zeros((len(held), HASH_BYTES), np.uint8),
+            zero_first=np.array(zeros, np.uint32),
+            zero_count=np.ones(len(zeros), np.uint32),
+        )
+        for row, block in enumerate(held):
+            sealer = FrameSealer(self.log.objects.object_keys(self.log.objects.new_header("pack")))
+            digest = sealer.hash_block(memoryview(data[block]))
+            rows.hashes[row] = np.frombuffer(digest, np.uint8)
+        first, last = position(number, min(data)), position(number, max(data))
+        return put_pack(self.log, [rows], [data[n] for n in held], first, last)
 
     def spool(self, step: Step) -> tuple[SpooledCapture, dict[str, Path]]:
         """Do what the step says to the disks, and capture them into layers."""
@@ -265,7 +308,10 @@ class ShippedVm:
         for name, change in sorted(step.disks.items()):
             full = change.whole or name not in known or known[name].size_bytes != change.size_bytes
             layers[name] = self._directory / f"{capture}-{name}.qcow2"
-            write_layer(layers[name], change.size_bytes, self._apply(name, change, full=full))
+            for blocks_of in step.rounds:
+                self._read_live(name, change.size_bytes, blocks_of.get(name, {}))
+            held = self._apply(name, change, full=full and not step.rounds)
+            write_layer(layers[name], change.size_bytes, held)
             disks.append(
                 SpooledDisk(
                     name=name,
@@ -286,6 +332,12 @@ class ShippedVm:
             definition={"machine": "q35"},
         )
         return spooled, layers
+
+    def _read_live(self, name: str, size_bytes: int, contents: Mapping[int, int]) -> None:
+        """A round of a seed finds this on a disk, and what is not in it as it was."""
+        disk = self.disks.setdefault(name, OracleDisk(size_bytes))
+        for number, kind in contents.items():
+            disk.put(number, content(kind, block_length(number, size_bytes)))
 
     def _apply(self, name: str, change: DiskStep, *, full: bool) -> dict[int, bytes | None]:
         """Change a disk; what its layer must hold."""

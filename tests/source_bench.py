@@ -39,6 +39,16 @@ class SourceBench(ABC):
 
     keeps_bitmaps: bool
     """Whether bitmaps survive a clean restart."""
+    runs_guest = False
+    """Whether there is a guest that can be paused."""
+    missing: str = "bitmap is missing"
+    """Why a disk is a full whose bitmap is not there."""
+    inconsistent: str = "bitmap is inconsistent, QEMU did not end cleanly"
+    """Why a disk is a full whose bitmap was not saved."""
+
+    def bitmap(self, disk: str, capture: CaptureId, *, tag: str = TAG, vm: str = "web") -> str:
+        """What drsync calls the bitmap of a capture on a disk."""
+        return Owner(repository=tag, vm=vm).bitmap(capture, disk)
 
     @abstractmethod
     def open(self, *, tag: str = TAG, disks: Mapping[str, str] | None = None) -> Source:
@@ -128,6 +138,7 @@ class MemoryBench(SourceBench):
     """The in-memory VM."""
 
     keeps_bitmaps = True
+    runs_guest = True
 
     def __init__(self) -> None:
         disks = {name: MemoryDisk(size, persistent=True) for name, size in SIZES.items()}
@@ -211,7 +222,56 @@ class MemoryBench(SourceBench):
         pass
 
 
-class DaemonBench(SourceBench):
+class RootOnDaemon(SourceBench):
+    """A bench whose disk `root` has a storage daemon's node below it, which can be slow or broken."""
+
+    daemon: StorageDaemon
+    root_format: str
+    """Format of the daemon's node."""
+
+    @contextmanager
+    def read_errors(self) -> Iterator[None]:
+        errors = [{"event": "none", "iotype": "read", "errno": 5, "once": False, "sector": 2 * MIB // 512}]
+        with self._below_root({"driver": "blkdebug", "image": "f-root", "inject-error": errors}):
+            yield
+
+    @contextmanager
+    def slowness(self) -> Iterator[None]:
+        self._execute("object-add", **{"qom-type": "throttle-group"}, id="slow", limits={"bps-total": 2 * MIB})
+        try:
+            with self._below_root({"driver": "throttle", "throttle-group": "slow", "file": "f-root"}):
+                yield
+        finally:
+            if self.daemon.running:
+                self._execute("object-del", id="slow")
+
+    @contextmanager
+    def _below_root(self, options: Mapping[str, object]) -> Iterator[None]:
+        """A node between the image of `root` and its file, for as long as the daemon runs."""
+        self._add(**options, **{"node-name": "between"})
+        self._reopen_root("between")
+        try:
+            yield
+        finally:
+            if self.daemon.running:
+                self._reopen_root("f-root")
+                self._execute("blockdev-del", **{"node-name": "between"})
+
+    def _reopen_root(self, file: str) -> None:
+        options = {"driver": self.root_format, "node-name": "d-root", "file": file, "discard": "unmap"}
+        self._execute("blockdev-reopen", options=[options])
+
+    def _add(self, **options: object) -> None:
+        self._execute("blockdev-add", **options)
+
+    def _execute(self, command: str, **arguments: object) -> Any:
+        try:
+            return self.daemon.execute(command, **arguments)
+        except QmpRefused as err:
+            raise AssertionError(f"the bench does not work: {command}: {err}") from err
+
+
+class DaemonBench(RootOnDaemon):
     """QMP, on a real qemu-storage-daemon."""
 
     def __init__(self, directory: Path, image_format: Literal["qcow2", "raw"]) -> None:
@@ -219,7 +279,7 @@ class DaemonBench(SourceBench):
         self.keeps_bitmaps = image_format == "qcow2"
         disks = [DaemonDisk(name=name, size_bytes=size, format=image_format) for name, size in SIZES.items()]
         self.daemon = StorageDaemon(directory, disks)
-        self._format = image_format
+        self.root_format = image_format
         self.daemon.start()
 
     def open(self, *, tag: str = TAG, disks: Mapping[str, str] | None = None) -> Source:
@@ -314,49 +374,8 @@ class DaemonBench(SourceBench):
             time.sleep(0.002)
         raise TimeoutError("no capture began")
 
-    @contextmanager
-    def read_errors(self) -> Iterator[None]:
-        errors = [{"event": "none", "iotype": "read", "errno": 5, "once": False, "sector": 2 * MIB // 512}]
-        with self._below_root({"driver": "blkdebug", "image": "f-root", "inject-error": errors}):
-            yield
-
-    @contextmanager
-    def slowness(self) -> Iterator[None]:
-        self._execute("object-add", **{"qom-type": "throttle-group"}, id="slow", limits={"bps-total": 2 * MIB})
-        try:
-            with self._below_root({"driver": "throttle", "throttle-group": "slow", "file": "f-root"}):
-                yield
-        finally:
-            if self.daemon.running:
-                self._execute("object-del", id="slow")
-
     def close(self) -> None:
         self.daemon.close()
-
-    @contextmanager
-    def _below_root(self, options: Mapping[str, object]) -> Iterator[None]:
-        """A node between the image of `root` and its file, for as long as the daemon runs."""
-        self._add(**options, **{"node-name": "between"})
-        self._reopen_root("between")
-        try:
-            yield
-        finally:
-            if self.daemon.running:
-                self._reopen_root("f-root")
-                self._execute("blockdev-del", **{"node-name": "between"})
-
-    def _reopen_root(self, file: str) -> None:
-        options = {"driver": self._format, "node-name": "d-root", "file": file, "discard": "unmap"}
-        self._execute("blockdev-reopen", options=[options])
-
-    def _add(self, **options: object) -> None:
-        self._execute("blockdev-add", **options)
-
-    def _execute(self, command: str, **arguments: object) -> Any:
-        try:
-            return self.daemon.execute(command, **arguments)
-        except QmpRefused as err:
-            raise AssertionError(f"the bench does not work: {command}: {err}") from err
 
 
 class Replica:

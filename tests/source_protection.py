@@ -4,18 +4,17 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from source_bench import SIZES, TAG, Replica, SourceBench
+from source_bench import SIZES, Replica, SourceBench
 
 from drsync.model import CaptureId, Kind, new_capture_id
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
-from drsync.source.bitmap import Owner
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, Source, at_once
 
 BOTH_FULL = dict.fromkeys(SIZES, Kind.FULL)
 BOTH_INCREMENTAL = dict.fromkeys(SIZES, Kind.INCREMENTAL)
 
 
 def ours(bench: SourceBench, disk: str, capture: CaptureId) -> str:
-    return f"{disk}/{Owner(repository=TAG, vm='web').bitmap(capture, disk)}"
+    return f"{disk}/{bench.bitmap(disk, capture)}"
 
 
 class Protection:
@@ -35,17 +34,29 @@ class Protection:
         return {survey.name: self._spool / f"{number}-{survey.name}.qcow2" for survey in surveys}
 
     def capture(
-        self, source: Source, *, full: bool = False, timeout_s: float = 60, keep_free_bytes: int = 0
+        self,
+        source: Source,
+        *,
+        full: bool = False,
+        timeout_s: float = 60,
+        keep_free_bytes: int = 0,
+        instant: Instant = at_once,
     ) -> tuple[Base, dict[str, Path]]:
         """A capture that nobody has committed yet."""
         self.surveys = source.survey(self.base, full=full)
         layers = self.layers(self.surveys)
         capture = new_capture_id()
         self.result = source.capture(
-            capture, self.base, self.surveys, layers, timeout_s=timeout_s, keep_free_bytes=keep_free_bytes
+            capture,
+            self.base,
+            self.surveys,
+            layers,
+            timeout_s=timeout_s,
+            keep_free_bytes=keep_free_bytes,
+            instant=instant,
         )
         disks = [BaseDisk(name=survey.name, size_bytes=survey.size_bytes) for survey in self.surveys]
-        return Base(capture=capture, disks=disks), layers
+        return Base(capture=capture, disks=disks, definition=self.result.definition), layers
 
     def commit(self, point: Base, layers: dict[str, Path]) -> None:
         """The repository has the point now."""

@@ -6,6 +6,10 @@ and captures:
 
     test ──io()──▶ NBD export ──▶ d-<name> (qcow2 or raw) ──▶ <directory>/<name>.<format>
     drsync ──────▶ qmp_socket ──▶   "          and its dirty bitmaps
+
+A QEMU process has one NBD server. A daemon with `free_nbd` is a qemu-system without a
+machine, in which the test's writes are commands of its human monitor: so the NBD server
+is left to whoever starts it.
 """
 
 import shutil
@@ -48,8 +52,9 @@ class StorageDaemon:
     short directory of their own, as a socket's path may have 107 bytes only.
     """
 
-    def __init__(self, directory: Path, disks: Sequence[DaemonDisk]) -> None:
+    def __init__(self, directory: Path, disks: Sequence[DaemonDisk], *, free_nbd: bool = False) -> None:
         self.directory = directory
+        self._free_nbd = free_nbd
         self.disks = {disk.name: disk for disk in disks}
         self._sockets = Path(tempfile.mkdtemp(prefix="drsync-qsd-"))
         self.qmp_socket = self._sockets / "drsync.qmp"
@@ -111,6 +116,8 @@ class StorageDaemon:
         Raises:
             StorageDaemonFailed: a command failed.
         """
+        if self._free_nbd:
+            return self._io_by_monitor(name, commands)
         arguments = [part for command in commands for part in ("-c", command)]
         output = _run("qemu-io", "-f", "raw", *arguments, self.nbd_uri(name))
         if "failed" in output:
@@ -120,15 +127,23 @@ class StorageDaemon:
     def read(self, name: str) -> bytes:
         """The whole content of a (small) disk: through the daemon when it runs, else from its file."""
         copy = self.directory / f"{name}.content"
-        source = ("raw", self.nbd_uri(name)) if self.running else (self.disks[name].format, str(self.path(name)))
+        source = [self.disks[name].format, str(self.path(name))]
+        if self.running and self._free_nbd:
+            self.io(name, "flush")  # then what is in the file is all there is
+            source = ["-U", *source]
+        elif self.running:
+            source = ["raw", self.nbd_uri(name)]
         try:
-            _run("qemu-img", "convert", "-f", source[0], "-O", "raw", source[1], str(copy))
+            _run("qemu-img", "convert", "-O", "raw", *source[:-2], "-f", *source[-2:], str(copy))
             return copy.read_bytes()
         finally:
             copy.unlink(missing_ok=True)
 
     def resize(self, name: str, size_bytes: int) -> None:
         """Give the running disk another size; the export is gone for that moment, as it forbids a resize."""
+        if self._free_nbd:
+            self.execute("block_resize", **{"node-name": self.node(name), "size": size_bytes})
+            return
         self.execute("block-export-del", id=f"e-{name}", mode="hard")
         try:
             self.execute("block_resize", **{"node-name": self.node(name), "size": size_bytes})
@@ -200,7 +215,30 @@ class StorageDaemon:
             self.kill()
             raise StorageDaemonFailed(f"the daemon did not start: {err}; log: {self._log_text()}") from err
 
+    def _io_by_monitor(self, name: str, commands: Sequence[str]) -> str:
+        """qemu-io prints to QEMU's own stdout, which is the log."""
+        before = self._log.stat().st_size
+        for command in commands:
+            self.execute("human-monitor-command", **{"command-line": f'qemu-io {self.node(name)} "{command}"'})
+        output = self._log.read_bytes()[before:].decode(errors="replace")
+        if "failed" in output or "rror" in output:
+            raise StorageDaemonFailed(f"qemu-io {commands}: {output}")
+        return output
+
+    def _machine_command(self) -> list[str]:
+        command = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
+        for disk in self.disks.values():
+            file = f"driver=file,node-name=f-{disk.name},filename={self.path(disk.name)},discard=unmap"
+            command += ["-blockdev", file]
+            command += ["-blockdev", f"driver={disk.format},node-name={disk.node},file=f-{disk.name},discard=unmap"]
+        for name, path in (("drsync", self.qmp_socket), ("control", self._control_socket)):
+            command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
+            command += ["-mon", f"chardev={name},mode=control"]
+        return command
+
     def _command(self) -> list[str]:
+        if self._free_nbd:
+            return self._machine_command()
         command = ["qemu-storage-daemon"]
         for disk in self.disks.values():
             file = f"driver=file,node-name=f-{disk.name},filename={self.path(disk.name)},discard=unmap"

@@ -1,6 +1,7 @@
 """`drsync capture`: one point of one VM, now."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -22,28 +23,70 @@ _LOGGER = logging.getLogger(__name__)
 @click.option("--take-over", is_flag=True, help="Write this VM's log although another drsync does: that one stops.")
 @json_option
 @pass_app
-def command(app: App, vm: str, *, full: bool, take_over: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, app: App, vm: str, *, full: bool, take_over: bool) -> None:
     """Capture VM now: take a point, ship it, commit it.
 
     What an earlier capture left waiting in the spool is shipped first. When
-    nothing has changed since the newest point, no new one is made.
+    nothing has changed since the newest point, no new one is made. A full that is
+    too large for the spool is read live; stopped in the middle, the next capture goes on.
+    A VM of a group is captured with all of its group, at one instant.
     """
     session = app.session()
+    together = session.together(vm)
+    names, group = [member.name for member in together], together[0].group
     started_s = app.clock.monotonic_s()
-    with render.progress(app.clock) as progress:
-        outcome = session.capture(vm, progress, full=full, take_over=take_over)
+    with render.progresses(app.clock) as progress_of:
+        results: Mapping[str, Outcome | Exception] = (
+            {vm: session.capture(vm, progress_of(""), full=full, take_over=take_over)}
+            if group is None
+            else session.capture_together(names, progress_of, full=full, take_over=take_over)
+        )
     took_s = app.clock.monotonic_s() - started_s
     _beat(session)
-    if app.as_json:
-        render.document(_document(outcome, took_s))
+    own = results[vm]
+    if isinstance(own, Exception) and (app.as_json or len(results) == 1):
+        raise own  # with --json it is the document; what became of the others, `drsync points --group` tells
+    if app.as_json and isinstance(own, Outcome):
+        members = [_member(name, results[name], took_s) for name in names] if group else None
+        render.document({**_document(own, took_s), "group": {"name": group, "members": members} if group else None})
+    else:
+        if group:
+            render.line(f"{vm} is in the group {group}: captured at one instant: {', '.join(names)}")
+        for name in names:
+            _print(name, results[name], took_s)
+    if failed := [result for result in results.values() if isinstance(result, Exception)]:
+        _raise_first(ctx, failed)
+
+
+def _print(name: str, outcome: Outcome | Exception, took_s: float) -> None:
+    if isinstance(outcome, Exception):
+        render.line(f"{name}: FAILED: {outcome}")
         return
     if shipped := _point(outcome.shipped_before):
         render.line(f"{_line(shipped)} (had waited in the spool)")
     point = _point(outcome.segment)
-    if outcome.result is Result.UNCHANGED:
-        render.line(f"{vm}: nothing changed since point {point.number if point else '?'}")
+    if outcome.result is Result.SEEDING:
+        render.line(f"{name}: the seed was stopped; the next capture goes on with it")
+    elif outcome.result is Result.UNCHANGED:
+        render.line(f"{name}: nothing changed since point {point.number if point else '?'}")
     elif point:
         render.line(f"{_line(point)}, in {format_duration(took_s)}")
+
+
+def _raise_first(ctx: click.Context, failed: Sequence[Exception]) -> None:
+    """End with the first failure: told in two lines, unless the document on stdout has it already."""
+    if not ctx.ensure_object(App).as_json:
+        raise failed[0]
+    ctx.exit(failed[0].code if isinstance(failed[0], DrsyncError) else 1)
+
+
+def _member(name: str, outcome: Outcome | Exception, took_s: float) -> views.Document:
+    if isinstance(outcome, Outcome):
+        return {**_document(outcome, took_s), "error": None}
+    if isinstance(outcome, DrsyncError):
+        return {"vm": name, "result": "failed", "error": views.error(outcome)}
+    raise outcome  # a bug
 
 
 def _beat(session: Session) -> None:
@@ -62,7 +105,21 @@ def _point(segment: Segment | None) -> Point | None:
 def _line(point: Point) -> str:
     sizes = f"{format_size(point.changed_bytes)} changed, {format_size(point.stored_bytes)} stored"
     reason = f" ({point.reason})" if point.reason else ""
-    return f"{point.vm}: point {point.number}, {point.kind}{reason}, {sizes}"
+    return f"{point.vm}: point {point.number}, {point.kind}{reason}, {sizes}{_quiesced(point)}"
+
+
+def _quiesced(point: Point) -> str:
+    """What was reached, if more than a crash-consistent point of this VM alone was asked for."""
+    told = point.quiesce
+    if told is None:
+        return ""
+    words = f", {point.consistency}-consistent"
+    if told.reason:
+        words += f" ({told.reason})"
+    if told.group is not None:
+        words += f", with its group within {told.group.skew_ms:.1f} ms"
+        words += "" if told.group.consistent else f", NOT together ({told.group.reason})"
+    return words
 
 
 def _document(outcome: Outcome, took_s: float) -> views.Document:

@@ -8,11 +8,14 @@ import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
-from drsync.config import VmSettings
-from drsync.errors import ConfigInvalid, DrsyncError
+from drsync.config import LibvirtSource, ProtectSettings, VmSettings
+from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed
 from drsync.format import names
+from drsync.model import Consistency, OnFreezeFailure
+from drsync.protection import matches
 from drsync.session import Session
 from drsync.source import DiskSurvey
+from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
 from drsync.units import format_size
 
@@ -69,10 +72,11 @@ def _all_checks(app: App) -> Iterator[Check]:
         yield Check(name="file", error=err)
         return
     yield Check(name="file", details=[f"{app.config_path}: {len(session.config.vms)} VMs"])
+    yield from _patterns(session)
     repository = _checked("repository", lambda: _repository(session))
     yield repository
     yield _checked("spool", lambda: _spool(session))
-    for vm in session.config.vms:
+    for vm in session.protection.vms:
         yield _vm(session, vm) if repository.error is None else _not_looked_at(vm)
 
 
@@ -97,14 +101,60 @@ def _spool(session: Session) -> Sequence[str]:
     return [f"{spool.path}: {free} free beside the reserve of {format_size(spool.reserve_bytes)}"]
 
 
+def _patterns(session: Session) -> Iterator[Check]:
+    """What each [[protect]] finds now."""
+    if not session.config.protects:
+        return
+    try:
+        found = session.vms()[len(session.config.vms) :]
+    except DrsyncError as err:
+        yield Check(name="protect", error=err)
+        return
+    for protect in session.config.protects:
+        mine = [vm for vm in found if isinstance(vm.source, LibvirtSource) and _is_of(vm.source, protect)]
+        names = ", ".join(_found_name(vm.name, vm.source) for vm in mine if isinstance(vm.source, LibvirtSource))
+        yield Check(name=f"protect {protect.match}", details=[f"{len(mine)} VMs at {protect.uri}: {names or 'none'}"])
+
+
+def _is_of(source: LibvirtSource, protect: ProtectSettings) -> bool:
+    return source.uri == protect.uri and matches(protect, source.domain or "")
+
+
+def _found_name(name: str, source: LibvirtSource) -> str:
+    return name if source.domain == name else f"{name} ({source.domain})"
+
+
 def _vm(session: Session, vm: VmSettings) -> Check:
     name = f"vm {vm.name}"
     try:
+        access = session.check_access(vm)
         disks = session.survey(vm)
-        session.spool.vm(vm.name).check_room(sum(disk.copy_bytes for disk in disks))
+        streams = session.streams(vm, disks)
+        agent = _agent(session, vm)
     except DrsyncError as err:
         return Check(name=name, error=err)
-    return Check(name=name, details=[_disk_line(disk) for disk in disks], disks=disks)
+    lines = [_disk_line(disk, streams=streams) for disk in disks]
+    return Check(name=name, details=[*lines, *access, *agent], disks=disks)
+
+
+def _agent(session: Session, vm: VmSettings) -> Sequence[str]:
+    """What the guest's agent says, if it is needed.
+
+    Raises:
+        FreezeFailed: it does not work, and points without it are not wanted.
+    """
+    if vm.consistency is not Consistency.FILESYSTEM:
+        return []
+    try:
+        info = session.guests.about_agent(vm)
+        problem = "" if info.can_freeze else f"qemu-ga {info.version} is not allowed to freeze file systems"
+    except AgentFailed as err:
+        problem = f"no answer from the guest agent: {err}"
+    if not problem:
+        return [f"guest agent: qemu-ga {info.version} answers and can freeze file systems".replace("  ", " ")]
+    if vm.on_freeze_failure is OnFreezeFailure.FAIL:
+        raise FreezeFailed(vm=vm.name, problem=problem)
+    return [f"guest agent: NOT USABLE, points will be crash-consistent: {problem}"]
 
 
 def _not_looked_at(vm: VmSettings) -> Check:
@@ -112,10 +162,10 @@ def _not_looked_at(vm: VmSettings) -> Check:
     return Check(name=f"vm {vm.name}", looked=False, details=["not looked at until the repository can be used"])
 
 
-def _disk_line(disk: DiskSurvey) -> str:
+def _disk_line(disk: DiskSurvey, *, streams: bool) -> str:
     reason = f" ({disk.reason})" if disk.reason else ""
     what = f"up to {format_size(disk.copy_bytes)} of {format_size(disk.size_bytes)}, {disk.kind}{reason}"
-    return f"{disk.name}: would capture {what}"
+    return f"{disk.name}: would {'read live' if streams else 'capture'} {what}"
 
 
 def _print(found: Check) -> None:

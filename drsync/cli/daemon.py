@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 import click
@@ -13,12 +14,15 @@ from drsync.config import Config
 from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
+from drsync.pace import TokenBucket
 from drsync.repository import open_repository
 from drsync.session import Session
 from drsync.systemd import Notifier
 
 _LOGGER = logging.getLogger(__name__)
 
+LETTING_GO_S = 15.0
+"""As long as the default limit of a frozen guest, and a bit; less than what systemd waits beyond `stop_timeout`."""
 REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGHUP: Request.RELOAD}
 
 
@@ -33,17 +37,20 @@ def command(app: App) -> None:
     """
     app.set_up_logging(least=1)
     config = app.config()
+    Session(config, app.clock).guests.let_go()
     _reach(config, app)
+    upload = TokenBucket(config.limits.upload, app.clock)
     daemon = Daemon(
         config,
         load=app.config,
-        open_captures=lambda config: _open(config, app),
+        open_captures=lambda config: _open(config, app, upload),
         clock=app.clock,
         notifier=Notifier.from_environment(),
     )
     for number, request in REQUESTS.items():
         signal.signal(number, _asking(daemon, request))
     if not daemon.run():
+        wait_for_guests(daemon.config, app)
         # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
         logging.shutdown()
         sys.stdout.flush()
@@ -55,6 +62,14 @@ def _asking(daemon: Daemon, request: Request) -> "signal._HANDLER":
         daemon.ask(request)
 
     return handle
+
+
+def wait_for_guests(config: Config, app: App) -> None:
+    """Let the threads that are left behind let their guests go; if they don't, the next start does."""
+    guests = Session(config, app.clock).guests
+    deadline_s = app.clock.monotonic_s() + LETTING_GO_S
+    while guests.any_held() and app.clock.monotonic_s() < deadline_s:
+        time.sleep(0.05)
 
 
 def _reach(config: Config, app: App) -> None:
@@ -72,9 +87,10 @@ def _reach(config: Config, app: App) -> None:
         _LOGGER.warning("%s; goes on and tries again", err)
 
 
-def _open(config: Config, app: App) -> Session:
-    """A session, if what is on this host can be used."""
+def _open(config: Config, app: App, upload: TokenBucket) -> Session:
+    """A session, if what is on this host can be used; it shares the line with those before it."""
     read_key_file(config.repository.key_file)
-    session = Session(config, app.clock)
+    session = Session(config, app.clock, upload=upload)
     session.spool.writer_id()
+    upload.set_rate(config.limits.upload)
     return session

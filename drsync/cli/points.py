@@ -1,22 +1,34 @@
 """`drsync points`: what can be restored."""
 
+from typing import TYPE_CHECKING
+
 import click
 
-from drsync.catalog import Point
+from drsync.catalog import GroupPoint, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.units import format_size
 
-COLUMNS = ("VM", "point", "time", "kind", "consistency", "changed", "stored", "parent", "reason")
+if TYPE_CHECKING:
+    from drsync.session import Session
+
+COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "reason")
+GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 
 
 @click.command("points")
 @click.argument("vm", required=False)
+@click.option("--group", metavar="GROUP", help="List the instants of this consistency group, with each member's point.")
 @json_option
 @pass_app
-def command(app: App, vm: str | None) -> None:
+def command(app: App, vm: str | None, group: str | None) -> None:
     """List the points of a VM, or of all VMs in the repository."""
+    if vm is not None and group is not None:
+        raise click.UsageError("VM and --group both choose the points: give one of them")
     session = app.session()
+    if group is not None:
+        _list_group(app, session, group)
+        return
     points = [point for name in session.known_vms(vm) for point in session.points(name)]
     if app.as_json:
         render.document([views.point(point) for point in points])
@@ -26,6 +38,38 @@ def command(app: App, vm: str | None) -> None:
         render.table(COLUMNS, [_row(point) for point in points], right=("point", "changed", "stored", "parent"))
 
 
+def _list_group(app: App, session: "Session", group: str) -> None:
+    instants = group_points(group, [point for name in session.known_vms() for point in session.points(name)])
+    if app.as_json:
+        render.document([views.group_point(instant) for instant in instants])
+    elif not instants:
+        render.line(f"no points of a group {group} yet; drsync capture VM makes one for each of its VMs")
+    else:
+        render.table(GROUP_COLUMNS, [_group_row(instant) for instant in instants], right=("skew",))
+
+
+def _group_row(instant: GroupPoint) -> tuple[str, ...]:
+    numbers = [f"{vm}:{point.number}" for vm, point in instant.points.items()]
+    return (
+        instant.group,
+        f"{instant.time:%Y-%m-%d %H:%M:%S}Z",
+        _milliseconds(instant.skew_ms),
+        " ".join([*numbers, *(f"{vm}:-" for vm in instant.missing)]),
+        "yes" if instant.consistent else f"no: {instant.reason}",
+    )
+
+
+def _group_cell(point: Point) -> str:
+    told = point.quiesce.group if point.quiesce else None
+    if told is None:
+        return "-"
+    return f"{told.name}, {_milliseconds(told.skew_ms)}" if told.consistent else f"{told.name}, not together"
+
+
+def _milliseconds(skew_ms: float) -> str:
+    return f"{skew_ms:.1f} ms"
+
+
 def _row(point: Point) -> tuple[str, ...]:
     return (
         point.vm,
@@ -33,8 +77,9 @@ def _row(point: Point) -> tuple[str, ...]:
         f"{point.time:%Y-%m-%d %H:%M:%S}Z",
         point.kind,
         point.consistency,
+        _group_cell(point),
         format_size(point.changed_bytes),
         format_size(point.stored_bytes),
         "-" if point.parent is None else str(point.parent),
-        point.reason,
+        "; ".join(filter(None, (point.reason, point.quiesce.reason if point.quiesce else ""))),
     )

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -96,8 +96,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 @contextmanager
 def progress(clock: Clock) -> Iterator[Progress]:
     """Where a command reports how far it is: bars on a terminal, else a line now and then."""
+    with progresses(clock) as progress_of:
+        yield progress_of("")
+
+
+@contextmanager
+def progresses(clock: Clock) -> Iterator[Callable[[str], Progress]]:
+    """As `progress`, for several things at once: makes one for each name, which stands before its steps."""
     if not sys.stderr.isatty():
-        yield LineProgress(clock)
+        yield lambda name: LineProgress(clock, name)
         return
     from rich.console import Console  # noqa: PLC0415  see the module
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
@@ -111,18 +118,24 @@ def progress(clock: Clock) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield BarProgress(bars)
+        yield lambda name: BarProgress(bars, name)
 
 
 class BarProgress:
     """A bar a step."""
 
-    def __init__(self, bars: "RichProgress") -> None:
+    def __init__(self, bars: "RichProgress", name: str = "") -> None:
         self._bars = bars
+        self._before = f"{name}: " if name else ""
+        self._step = ""
         self._task: TaskID | None = None
 
     def start(self, step: str, total_bytes: int) -> None:
-        self._task = self._bars.add_task(step, total=total_bytes)
+        if self._task is not None and step == self._step:  # it became more
+            self._bars.update(self._task, total=total_bytes, completed=0)
+        else:
+            self._task = self._bars.add_task(self._before + step, total=total_bytes)
+        self._step = step
 
     def advance(self, done_bytes: int) -> None:
         if self._task is not None:
@@ -132,15 +145,16 @@ class BarProgress:
 class LineProgress:
     """A line every LINE_EVERY_S with rate and time left; nothing for what is done sooner."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, name: str = "") -> None:
         self._clock = clock
+        self._before = f"{name}: " if name else ""
         self._lock = threading.Lock()
         self._step, self._total, self._done = "", 0, 0
         self._started_s = self._said_s = clock.monotonic_s()
 
     def start(self, step: str, total_bytes: int) -> None:
         with self._lock:
-            self._step, self._total, self._done = step, total_bytes, 0
+            self._step, self._total, self._done = self._before + step, total_bytes, 0
             self._started_s = self._said_s = self._clock.monotonic_s()
 
     def advance(self, done_bytes: int) -> None:

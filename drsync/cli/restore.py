@@ -1,17 +1,65 @@
-"""`drsync restore`: a VM comes back."""
+"""`drsync restore`: a VM comes back, or all VMs of a plan."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import click
 
-from drsync.cli import render, views
+from drsync.cli import render
 from drsync.cli.app import App, json_option, pass_app
-from drsync.session import RestorePlan, RestoreRequest
+from drsync.cli.restore_image import restore_image
 from drsync.target.image import ImageFormat
-from drsync.units import format_duration, format_size
 
-FORMATS = click.Choice([image_format.value for image_format in ImageFormat])
+FORMATS: Final = click.Choice([image_format.value for image_format in ImageFormat])
+_TARGETS: Final = ("image", "libvirt")
+_OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "--output": ("image",),
+    "--disk": ("image",),
+    "--overwrite": ("image",),
+    "--format": _TARGETS,
+    "--point": _TARGETS,
+    "--at": _TARGETS,
+    "--uri": ("libvirt",),
+    "--name": ("libvirt",),
+    "--pool": ("libvirt",),
+    "--disk-dir": ("libvirt",),
+    "--network": ("libvirt",),
+    "--keep-mac": ("libvirt",),
+    "--start": ("libvirt",),
+    "--replace": ("libvirt",),
+    "--site": ("plan",),
+    "--lost-at": ("plan",),
+}
+"""Which way of restoring each option belongs to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line, parsed."""
+
+    vm: str | None
+    number: int | None
+    at: datetime | None
+    to: str | None
+    output: Path | None
+    image_format: str | None
+    disks: tuple[str, ...]
+    overwrite: bool
+    uri: str
+    name: str | None
+    pool: str | None
+    disk_dir: Path | None
+    networks: Mapping[str, str]
+    keep_mac: bool | None
+    start: bool
+    replace: bool
+    plan_path: Path | None
+    site: str | None
+    lost_at: datetime | None
+    dry_run: bool
 
 
 def read_time(_ctx: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
@@ -30,69 +78,97 @@ def read_time(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     return parsed
 
 
+def read_networks(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> Mapping[str, str]:
+    """OLD=NEW, each OLD once."""
+    networks: dict[str, str] = {}
+    for text in texts:
+        old, _, new = text.rpartition("=")
+        if not old or not new:
+            raise click.BadParameter(f"{text!r} is not OLD=NEW; --dry-run shows which networks the VM had")
+        if old in networks:
+            raise click.BadParameter(f"{old} is mapped twice")
+        networks[old] = new
+    return networks
+
+
 @click.command("restore")
-@click.argument("vm")
+@click.argument("vm", required=False)
 @click.option("--point", "number", type=click.IntRange(min=1), help="The point's number (drsync points VM).")
 @click.option(
     "--at", metavar="TIME", callback=read_time, help="The newest point at or before TIME (RFC 3339, or local)."
 )
-@click.option("--to", type=click.Choice(["image"]), required=True, help="Where to: image = files in a directory.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory.")
-@click.option("--format", "image_format", type=FORMATS, default="qcow2", show_default=True, help="Of the files.")
-@click.option("--disk", "disks", multiple=True, metavar="NAME", help="Just this disk; may be given again.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written; write nothing.")
+@click.option("--to", type=click.Choice(_TARGETS), help="image = files in a directory; libvirt = a domain that runs.")
+@click.option("--format", "image_format", type=FORMATS, help="Of the disks; else qcow2, as domains: as they were.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="image: the directory.")
+@click.option("--disk", "disks", multiple=True, metavar="NAME", help="image: just this disk; may be given again.")
+@click.option("--overwrite", is_flag=True, help="image: replace files that exist.")
+@click.option("--uri", default="qemu:///system", show_default=True, help="libvirt: the host.")
+@click.option("--name", metavar="NEW", help="libvirt: another name; the domain is a copy, with a uuid of its own.")
+@click.option("--pool", help="libvirt: the storage pool for the disks; else the VM's own, else `default`.")
+@click.option(
+    "--disk-dir", type=click.Path(path_type=Path, file_okay=False), help="libvirt: a directory, instead of a pool."
+)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=read_networks,
+    help="libvirt: a network, bridge or device = network here, or bridge:NAME; OLD * = all others; may be given again.",
+)
+@click.option("--keep-mac/--new-mac", default=None, help="libvirt: the MAC addresses; kept, unless it is a copy.")
+@click.option("--start", is_flag=True, help="libvirt: start it.")
+@click.option(
+    "--replace", is_flag=True, help="libvirt: put it in place of the domain that is there, which must be off."
+)
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="All VMs of a plan (docs/plan.md).")
+@click.option("--site", metavar="NAME", help="plan: the site; needed if the plan has several.")
+@click.option(
+    "--lost-at", metavar="TIME", callback=read_time, help="plan: when the site was lost, for the RPO reached."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
 @json_option
 @pass_app
-def command(
-    app: App,
-    vm: str,
-    number: int | None,
-    at: datetime | None,
-    to: str,
-    output: Path,
-    image_format: str,
-    disks: tuple[str, ...],
-    *,
-    overwrite: bool,
-    dry_run: bool,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, app: App, /, **words: object) -> None:
     """Bring a VM back: its newest point, or the one chosen.
 
-    Writes OUTPUT/DISK.FORMAT for every disk, and OUTPUT/VM.json with all that is
-    needed to start the VM again. A file has its name only when it is complete.
+    As files: OUTPUT/DISK.FORMAT for every disk, and OUTPUT/VM.json with all that is
+    needed to start the VM. As a libvirt domain: its disks in a pool, its XML
+    rewritten for the host. Or, with --plan, all VMs of a plan, wave by wave.
     """
-    if number is not None and at is not None:
-        raise click.UsageError("--point and --at both choose the point: give one of them")
-    request = RestoreRequest(
-        vm=vm,
-        output=output,
-        number=number,
-        at=at,
-        image_format=ImageFormat(image_format),
-        disks=disks,
-        overwrite=overwrite,
-    )
-    session = app.session()
-    plan = session.plan_restore(request)
-    took_s: float | None = None
-    if not dry_run:
-        started_s = app.clock.monotonic_s()
-        with render.progress(app.clock) as progress:
-            session.restore(request, plan, progress)
-        took_s = app.clock.monotonic_s() - started_s
-    if app.as_json:
-        render.document(views.restore(request, plan, took_s=took_s))
+    options = Options(**words)  # type: ignore[arg-type]  # click made each of them as its option says
+    way = "plan" if options.plan_path is not None else options.to or ""
+    _check_way(ctx, options, way)
+    if way == "image":
+        restore_image(app, options)
+    elif way == "libvirt":
+        from drsync.cli.restore_libvirt import restore_libvirt  # noqa: PLC0415  images need no libvirt
+
+        restore_libvirt(app, options)
     else:
-        _print(request, plan, took_s)
+        from drsync.cli.restore_plan import restore_plan  # noqa: PLC0415  as above
+
+        restore_plan(app, options)
 
 
-def _print(request: RestoreRequest, plan: RestorePlan, took_s: float | None) -> None:
-    did = "would restore" if took_s is None else "restored"
-    point = plan.point
-    when = f"{point.time:%Y-%m-%d %H:%M:%S}Z"
-    took = "" if took_s is None else f", in {format_duration(took_s)}"
-    render.line(f"{did} {request.vm} at point {point.number} of {when} ({point.consistency}-consistent){took}")
-    for disk in plan.disks:
-        render.line(f"  {disk.path}  {format_size(disk.size_bytes)}, {format_size(disk.live_bytes)} of it data")
-    render.line(f"  {plan.definition_path}  what is needed to start it")
+def _check_way(ctx: click.Context, options: Options, way: str) -> None:
+    """Every option that was given must belong to the way that was chosen."""
+    if way != "plan" and options.vm is None:
+        raise click.UsageError("Missing argument 'VM'", ctx)
+    if not way:
+        raise click.UsageError(f"Missing option '--to'. Choose from: {', '.join(_TARGETS)} (or give --plan)", ctx)
+    if way == "plan" and (options.vm is not None or options.to is not None):
+        raise click.UsageError("--plan names its VMs and site itself: give neither VM nor --to", ctx)
+    if way == "image" and options.output is None:
+        raise click.UsageError("Missing option '--output': the directory for the images", ctx)
+    default = click.core.ParameterSource.DEFAULT
+    for option in (p for p in ctx.command.params if p.opts and p.opts[0] in _OWNERS):
+        owners = _OWNERS[option.opts[0]]
+        if way not in owners and ctx.get_parameter_source(option.name or "") is not default:
+            belongs = " or ".join("--plan" if owner == "plan" else f"--to {owner}" for owner in owners)
+            raise click.UsageError(f"{option.opts[0]} belongs to {belongs}", ctx)
+    if options.number is not None and options.at is not None:
+        raise click.UsageError("--point and --at both choose the point: give one of them")
+    if options.pool is not None and options.disk_dir is not None:
+        raise click.UsageError("--pool and --disk-dir both choose the place: give one of them")

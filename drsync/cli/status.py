@@ -5,9 +5,10 @@ import click
 from drsync.catalog import VmStatus
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.journal import SeedProgress
 from drsync.units import format_duration, format_size
 
-COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "last error")
+COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "last error")
 
 
 @click.command("status")
@@ -16,7 +17,7 @@ COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "last error")
 def command(app: App) -> None:
     """Show how well each VM is protected.
 
-    Its newest point, the lag of that against the RPO, its spool, its last error.
+    Its newest point, the lag of that against the RPO, its spool, how far its seed is, its last error.
     """
     found = app.session().status()
     if app.as_json:
@@ -34,5 +35,13 @@ def _row(status: VmStatus) -> tuple[str, ...]:
         "-" if status.lag_s is None else format_duration(status.lag_s),
         "-" if status.rpo_s is None else format_duration(status.rpo_s),
         format_size(status.spool_bytes),
+        "-" if status.seed is None else _seed(status.seed),
         status.error,
     )
+
+
+def _seed(seed: SeedProgress) -> str:
+    """How much of the present round is read."""
+    percent = 100 * seed.read_bytes // seed.total_bytes if seed.total_bytes else 0
+    again = f", round {seed.round_number}" if seed.round_number > 1 else ""
+    return f"{min(percent, 100)} % of {format_size(seed.total_bytes)}{again}"

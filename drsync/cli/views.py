@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from drsync.errors import DrsyncError
 
 if TYPE_CHECKING:  # values of modules that only some commands need
-    from drsync.catalog import Point, VmStatus
+    from drsync.catalog import GroupPoint, GroupTold, Point, VmStatus
+    from drsync.journal import SeedProgress
+    from drsync.recovery.report import PlanReport, VmOutcome
+    from drsync.recovery.request import RecoveryPlan
     from drsync.session import RestorePlan, RestoreRequest
     from drsync.source import DiskSurvey
     from drsync.verify import VmReport
@@ -55,6 +58,48 @@ def point(value: "Point") -> Document:
         "reason": value.reason,
         "capture": value.capture,
         "epoch": value.epoch,
+        "quiesce": _quiesce(value),
+        "group": _group(value.quiesce.group) if value.quiesce and value.quiesce.group else None,
+    }
+
+
+def _quiesce(value: "Point") -> Document | None:
+    told = value.quiesce
+    if told is None:
+        return None
+    return {
+        "asked": told.asked,
+        "reached": value.consistency,
+        "reason": told.reason,
+        "file_systems": told.file_systems,
+        "frozen_seconds": None if told.frozen_ms is None else told.frozen_ms / 1000,
+        "paused_seconds": None if told.paused_ms is None else told.paused_ms / 1000,
+    }
+
+
+def _group(told: "GroupTold") -> Document:
+    return {
+        "name": told.name,
+        "id": told.id,
+        "consistent": told.consistent,
+        "reason": told.reason,
+        "skew_seconds": told.skew_ms / 1000,
+        "members": dict(told.members),
+    }
+
+
+def group_point(value: "GroupPoint") -> Document:
+    """One instant of a group."""
+    return {
+        "group": value.group,
+        "id": value.id,
+        "time": instant(value.time),
+        "consistent": value.consistent,
+        "reason": value.reason,
+        "skew_seconds": value.skew_ms / 1000,
+        "points": {vm: point.number for vm, point in value.points.items()},
+        "consistency": {vm: point.consistency for vm, point in value.points.items()},
+        "missing": list(value.missing),
     }
 
 
@@ -68,8 +113,19 @@ def status(value: "VmStatus") -> Document:
         "lag_seconds": None if value.lag_s is None else round(value.lag_s, 3),
         "rpo_seconds": value.rpo_s,
         "spool_bytes": value.spool_bytes,
+        "seed": None if value.seed is None else _seed(value.seed),
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
+    }
+
+
+def _seed(value: "SeedProgress") -> Document:
+    return {
+        "begun": instant(datetime.fromisoformat(value.begun_at)),
+        "round": value.round_number,
+        "read_bytes": value.read_bytes,
+        "total_bytes": value.total_bytes,
+        "stored_bytes": value.stored_bytes,
     }
 
 
@@ -120,4 +176,71 @@ def report(value: "VmReport") -> Document:
         "stored_bytes": value.stored_bytes,
         "frames": value.frames,
         "problems": [{**error(problem.error), "point": problem.point} for problem in value.problems],
+    }
+
+
+def recovery(plan: "RecoveryPlan", uri: str, *, took_s: float | None) -> Document:
+    """What came back as a domain, or would come back (`took_s` is None)."""
+    return {
+        "vm": plan.request.vm,
+        "point": plan.point.number,
+        "time": instant(plan.point.time),
+        "consistency": plan.point.consistency,
+        "uri": uri,
+        "domain": plan.domain,
+        "uuid": plan.uuid,
+        "place": plan.place.description if plan.place is not None else None,
+        "disks": [
+            {
+                "name": disk.name,
+                "target": disk.target,
+                "path": disk.path,
+                "format": disk.image_format,
+                "size_bytes": disk.size_bytes,
+                "live_bytes": disk.live_bytes,
+            }
+            for disk in plan.disks
+        ],
+        "nvram": plan.nvram.path if plan.nvram is not None else None,
+        "tpm_state": plan.tpm is not None,
+        "autostart": plan.autostart,
+        "start": plan.request.start,
+        "replaces": sorted(plan.replaced.disks.values()) if plan.replaced is not None else None,
+        "notes": [{"effect": n.effect, "subject": n.subject, "text": n.text} for n in plan.notes],
+        "errors": [error(err) for err in plan.errors],
+        "xml": plan.rewritten.xml,
+        "dry_run": took_s is None,
+        "took_seconds": None if took_s is None else round(took_s, 3),
+    }
+
+
+def plan_report(report: "PlanReport") -> Document:
+    """What a recovery plan came to, or would come to."""
+    return {
+        "site": report.site,
+        "uri": report.uri,
+        "started": instant(report.started_at),
+        "lost": instant(report.lost_at),
+        "took_seconds": round(report.took_s, 3),
+        "dry_run": report.dry_run,
+        "ok": not report.failed,
+        "vms": [_outcome(outcome) for outcome in report.vms],
+    }
+
+
+def _outcome(outcome: "VmOutcome") -> Document:
+    return {
+        "vm": outcome.vm,
+        "wave": outcome.wave,
+        "state": outcome.came,
+        "domain": outcome.domain or None,
+        "point": outcome.point,
+        "time": instant(outcome.point_time),
+        "was_there": outcome.was_there,
+        "up": instant(outcome.up_at),
+        "rto_seconds": None if outcome.rto_s is None else round(outcome.rto_s, 3),
+        "rpo_seconds": None if outcome.rpo_s is None else round(outcome.rpo_s, 3),
+        "live_bytes": outcome.live_bytes,
+        "notes": list(outcome.notes),
+        "errors": [error(err) for err in outcome.errors],
     }

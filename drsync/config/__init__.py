@@ -14,10 +14,14 @@ from drsync.config.reading import load_config, parse_config
 from drsync.config.settings import (
     Config,
     DaemonSettings,
+    LibvirtSource,
+    LimitsSettings,
+    ProtectSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
+    captured_together,
 )
 
 DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
@@ -27,10 +31,14 @@ __all__ = [
     "DEFAULT_PATH",
     "Config",
     "DaemonSettings",
+    "LibvirtSource",
+    "LimitsSettings",
+    "ProtectSettings",
     "QmpSource",
     "RepositorySettings",
     "SpoolSettings",
     "VmSettings",
+    "captured_together",
     "load_config",
     "parse_config",
 ]

@@ -5,14 +5,18 @@ message that shows the value and says what is right.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from drsync.model import is_name
+from drsync.pace import UNLIMITED, Rate
 from drsync.units import parse_duration, parse_size
 
+E = TypeVar("E", bound=StrEnum)
 Parser = Callable[[object], object]
 
 
@@ -60,6 +64,11 @@ def read_size(value: object) -> int:
     return parse_size(value)
 
 
+def read_rate(value: object) -> Rate:
+    """Bytes a second: a size, or "unlimited"."""
+    return UNLIMITED if value == "unlimited" else Rate(bytes_per_s=read_size(value))
+
+
 def read_duration(value: object) -> float:
     """Seconds."""
     if not isinstance(value, str):
@@ -73,6 +82,24 @@ def read_at_least_1s(value: object) -> float:
     if seconds < 1:
         raise ValueError(f"{shown(value)} is too short; 1s is the least")
     return seconds
+
+
+def read_switch(value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is neither true nor false; write it without quotes")  # noqa: TRY004  as in read_size
+    return value
+
+
+def one_of(kind: type[E]) -> Parser:
+    """A reader of the values of an enum."""
+
+    def read(value: object) -> E:
+        if not isinstance(value, str) or value not in list(kind):
+            raise ValueError(f"{shown(value)} is not known; use {' or '.join(shown(str(known)) for known in kind)}")
+        return kind(value)
+
+    return read
 
 
 def read_parallel(value: object) -> int:
@@ -100,6 +127,21 @@ def read_endpoint_url(value: object) -> str:
     if parts.username or parts.password:
         raise ValueError("holds a secret; credentials come from the environment or ~/.aws, never from this file")
     return text
+
+
+def read_uri(value: object) -> str:
+    """How this host's libvirt is reached."""
+    text = read_text(value)
+    if not re.fullmatch(r"qemu(\+unix)?:///[^\s]*", text):
+        raise ValueError(f'{shown(text)} is not a URI of libvirt\'s QEMU driver on this host; write "qemu:///system"')
+    return text
+
+
+def read_texts(value: object) -> Sequence[str]:
+    """A list of texts; may be empty."""
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f'{shown(value)} is not a list of texts; write for example ["vdb"]')
+    return tuple(value)
 
 
 def read_disks(value: object) -> Mapping[str, str]:

@@ -1,31 +1,32 @@
 """A file's content, read into settings, with every problem found in one pass."""
 
-import difflib
 import re
 import socket
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from drsync.config.key import Key, shown
+from drsync.config.key import shown
 from drsync.config.settings import (
     SOURCES,
     TABLES,
     Config,
     DaemonSettings,
+    LibvirtSource,
+    LimitsSettings,
+    ProtectSettings,
+    QmpSource,
     RepositorySettings,
     SpoolSettings,
     VmSettings,
-    keys_of,
 )
+from drsync.config.table import TableReading, names_of
 from drsync.errors import ConfigInvalid, ConfigMissing
-from drsync.model import NAME_PATTERN
+from drsync.model import NAME_PATTERN, Consistency
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
-
-T = TypeVar("T")
 
 
 def load_config(path: Path, *, host_name: str | None = None) -> Config:
@@ -79,26 +80,34 @@ def _invalid(path: Path, problems: Sequence[str]) -> ConfigInvalid:
     return ConfigInvalid(path=path, problem=problems[0] + more, problems=tuple(problems))
 
 
-class _Reading:
+class _Reading(TableReading):
     """One pass over a parsed document that collects every problem."""
 
     def __init__(self, path: Path, host: str) -> None:
-        self.problems: list[str] = []
+        super().__init__(path.absolute().parent, defaults={"host": host})
         self._path = path
-        self._base = path.absolute().parent
-        self._host = host
 
     def config(self, document: Mapping[str, object]) -> Config | None:
         unknown = [name for name in document if name not in TABLES]
-        self.problems += [f"unknown table or key {shown(name)}; {_nearest(name, TABLES)}" for name in unknown]
-        repository = self._table("[repository]", RepositorySettings, document.get("repository", {}))
-        spool = self._table("[spool]", SpoolSettings, document.get("spool", {}))
-        daemon = self._table("[daemon]", DaemonSettings, document.get("daemon", {}))
+        self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, TABLES)}" for name in unknown]
+        repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
+        spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
+        limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
+        daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
-        if repository is None or spool is None or daemon is None:
+        protects = self._protects(document.get("protect", []))
+        if repository is None or spool is None or limits is None or daemon is None:
             return None
         self._check_s3_only(repository)
-        return Config(path=self._path, repository=repository, spool=spool, vms=vms, daemon=daemon)
+        return Config(
+            path=self._path,
+            repository=repository,
+            spool=spool,
+            limits=limits,
+            vms=vms,
+            protects=protects,
+            daemon=daemon,
+        )
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
@@ -113,13 +122,48 @@ class _Reading:
             self.problems.append("vm is not a list of tables; write [[vm]], with two brackets")
             return ()
         vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
-        for vm in vms:
-            if len(bytes(vm.source.socket)) > MAX_SOCKET_PATH_BYTES:
-                limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
-                self.problems.append(f'[[vm]] "{vm.name}": socket: {vm.source.socket} {limit}')
         self._check_unique("name", [vm.name for vm in vms])
-        self._check_unique("socket", [str(vm.source.socket) for vm in vms])
+        self._check_sources(vms)
+        self._check_groups(vms)
         return tuple(vms)
+
+    def _check_sources(self, vms: Sequence[VmSettings]) -> None:
+        over_qmp = [(vm, vm.source) for vm in vms if isinstance(vm.source, QmpSource)]
+        for vm, source in over_qmp:
+            self._check_socket(vm, "socket", source.socket)
+            if source.agent is not None:
+                self._check_socket(vm, "agent", source.agent)
+            elif vm.consistency is Consistency.FILESYSTEM:
+                needs = 'consistency = "filesystem" needs agent, the socket of the guest agent'
+                self.problems.append(f'[[vm]] "{vm.name}": {needs}')
+        self._check_unique("socket", [str(source.socket) for _, source in over_qmp])
+        self._check_unique("agent", [str(source.agent) for _, source in over_qmp if source.agent])
+        domains = [vm.source.domain or vm.name for vm in vms if isinstance(vm.source, LibvirtSource)]
+        self._check_unique("domain", domains)
+
+    def _check_socket(self, vm: VmSettings, key: str, path: Path) -> None:
+        if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
+            limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
+            self.problems.append(f'[[vm]] "{vm.name}": {key}: {path} {limit}')
+
+    def _check_groups(self, vms: Sequence[VmSettings]) -> None:
+        """All VMs of a group are captured by one job, so what that job does must be the same for them."""
+        first: dict[str, VmSettings] = {}
+        for vm in vms:
+            if vm.group is None:
+                continue
+            other = first.setdefault(vm.group, vm)
+            for key, same in (("rpo", vm.rpo_s == other.rpo_s), ("group_pause", vm.group_pause == other.group_pause)):
+                if not same:
+                    where = f'[[vm]] "{vm.name}": {key} is not that of "{other.name}"'
+                    self.problems.append(f'{where}, which is in the group "{vm.group}", too')
+
+    def _protects(self, tables: object) -> tuple[ProtectSettings, ...]:
+        if not isinstance(tables, list):
+            self.problems.append("protect is not a list of tables; write [[protect]], with two brackets")
+            return ()
+        read = [self.table(f"[[protect]] number {n}", ProtectSettings, table) for n, table in enumerate(tables, 1)]
+        return tuple(protect for protect in read if protect is not None)
 
     def _check_unique(self, key: str, values: Sequence[str]) -> None:
         for value in sorted({value for value in values if values.count(value) > 1}):
@@ -134,55 +178,24 @@ class _Reading:
             self.problems.append(f"{where} = {shown(table)} is not a table")
             return None
         chosen = table.get("source", "qmp")
+        source_class: type[QmpSource] | type[LibvirtSource]
         source_class = SOURCES[chosen if isinstance(chosen, str) and chosen in SOURCES else "qmp"]
-        source_names = _names(source_class)
+        source_names = names_of(source_class)
         own = {name: value for name, value in table.items() if name not in source_names}
         rest = {name: value for name, value in table.items() if name in source_names}
-        source = self._table(where, source_class, rest)
-        return self._table(where, VmSettings, own, also_known=source_names, source=source)
+        source: QmpSource | LibvirtSource | None = self.table(where, source_class, rest)
+        return self.table(where, VmSettings, own, also_known=source_names, source=source)
 
-    def _table(
-        self, where: str, kind: type[T], table: object, *, also_known: set[str] | None = None, **given: object
-    ) -> T | None:
-        """One table's values, or None when a problem was noted; `given` replaces what was parsed."""
-        if not isinstance(table, dict):
-            self.problems.append(f"{where} = {shown(table)} is not a table")
-            return None
-        before = len(self.problems)
-        keys = keys_of(kind)
-        known = _names(kind) | (also_known or set())
-        unknown = [name for name in table if name not in known]
-        self.problems += [f"{where}: unknown key {shown(name)}; {_nearest(name, known)}" for name in unknown]
-        values = {attribute: self._value(where, key, table) for attribute, key in keys.items()}
-        return kind(**values | given) if len(self.problems) == before and None not in given.values() else None
-
-    def _value(self, where: str, key: Key, table: Mapping[str, object]) -> object:
-        if key.name not in table and key.required:
-            self.problems.append(f"{where}: {key.name} is missing")
-            return None
-        raw = table.get(key.name, self._host if key.name == "host" else key.default)
-        if raw is None:
-            return None
-        try:
-            value = key.parse(raw)
-        except ValueError as err:
-            self.problems.append(f"{where}: {key.name}: {err}")
-            return None
-        return self._base / value if isinstance(value, Path) else value
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    """What the writer may have meant: a key of another table, or one that is written nearly so."""
-    tables = [*TABLES.items(), *(("vm", kind) for kind in SOURCES.values())]
-    homes = [table for table, kind in tables if name in _names(kind)]
-    if homes:
-        return f"it belongs to {'[[vm]]' if homes[0] == 'vm' else f'[{homes[0]}]'}"
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def _names(kind: type) -> set[str]:
-    return {key.name for key in keys_of(kind).values()}
+    def nearest(self, name: str, known: Collection[str]) -> str:
+        for table, kind in TABLES.items():
+            if name in names_of(kind) and table != "protect":
+                return f"it belongs to {'[[vm]]' if table == 'vm' else f'[{table}]'}"
+        sources = [source for source, kind in SOURCES.items() if name in names_of(kind)]
+        if sources:
+            return f"it belongs to [[vm]] with source = {' or '.join(map(shown, sources))}"
+        if name in names_of(ProtectSettings):
+            return "it belongs to [[protect]]"
+        return super().nearest(name, known)
 
 
 def _safe_host_name(name: str) -> str:

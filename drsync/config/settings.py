@@ -6,24 +6,30 @@ them by a test. Values are in the unit that their name says (`reserve_bytes`, `r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 from drsync.config.key import (
     Key,
+    one_of,
     read_at_least_1s,
     read_disks,
     read_endpoint_url,
     read_name,
     read_parallel,
     read_path,
+    read_rate,
     read_repository_url,
     read_size,
+    read_switch,
     read_text,
+    read_texts,
+    read_uri,
     shown,
 )
-from drsync.errors import UnknownVm
+from drsync.model import Consistency, OnFreezeFailure
+from drsync.pace import Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,42 @@ class SpoolSettings:
             why="Room for what the guest writes anew while a capture runs, and for the file system's other users.",
         ),
     ]
+    stream_above_bytes: Annotated[
+        int,
+        Key(
+            name="stream_above",
+            parse=read_size,
+            default="4GiB",
+            meaning="A full or resync of more than this is read live and sent at once, not copied to the spool.",
+            why="Copying so much takes a minute in which the guest's writes may wait; more would take longer.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsSettings:
+    """`[limits]`: how much of the line and of the disks drsync may take."""
+
+    upload: Annotated[
+        Rate,
+        Key(
+            name="upload",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that one drsync process sends to the repository, all VMs together.",
+            why="Nobody else knows what the line has to carry beside.",
+        ),
+    ]
+    seed_read: Annotated[
+        Rate,
+        Key(
+            name="seed_read",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that are read of a VM's disks while it is seeded.",
+            why="Reading waits for the line, which is mostly slower than the disks.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +161,58 @@ class QmpSource:
             why="Left out: all writable disks, named after their device.",
         ),
     ]
+    agent: Annotated[
+        Path | None,
+        Key(
+            name="agent",
+            parse=read_path,
+            meaning="The UNIX socket of the channel to the guest's qemu-ga, for drsync alone (docs/consistency.md).",
+            why='Needed only for `consistency = "filesystem"`. libvirt has the channel of its domains itself.',
+        ),
+    ]
 
 
-SOURCES: Final[Mapping[str, type[QmpSource]]] = {"qmp": QmpSource}
+LibvirtUriKey = Annotated[
+    str,
+    Key(
+        name="uri",
+        parse=read_uri,
+        default="qemu:///system",
+        meaning="How libvirt is reached. It must be this host's: QEMU writes into the spool.",
+        why="libvirt's daemon for the whole system, where servers run their VMs.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtSource:
+    """`source = "libvirt"`: a domain that libvirt manages."""
+
+    domain: Annotated[
+        str | None,
+        Key(
+            name="domain",
+            parse=read_text,
+            meaning="The domain's name or UUID in libvirt.",
+            why="Left out: the VM's name.",
+        ),
+    ]
+    uri: LibvirtUriKey
+    exclude: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude",
+            parse=read_texts,
+            default="[]",
+            meaning='Disks that are not protected, by their `<target dev="...">`.',
+            why="All writable disks with a medium; CD-ROMs, read-only and transient disks are left out anyway.",
+        ),
+    ]
+
+
+SourceSettings = QmpSource | LibvirtSource
+
+SOURCES: Final[Mapping[str, type[QmpSource] | type[LibvirtSource]]] = {"qmp": QmpSource, "libvirt": LibvirtSource}
 """What `source` may be, and which class holds the keys that only this source has."""
 
 
@@ -129,6 +220,64 @@ def _source(value: object) -> str:
     if not isinstance(value, str) or value not in SOURCES:
         raise ValueError(f"{shown(value)} is not a source; use {' or '.join(map(shown, SOURCES))}")
     return value
+
+
+def _libvirt_only(value: object) -> str:
+    if value != "libvirt":
+        raise ValueError(f'{shown(value)} is not a source that VMs can be looked for in; use "libvirt"')
+    return "libvirt"
+
+
+RpoKey = Annotated[
+    float,
+    Key(
+        name="rpo",
+        parse=read_at_least_1s,
+        default="5m",
+        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+        why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
+    ),
+]
+CaptureTimeoutKey = Annotated[
+    float,
+    Key(
+        name="capture_timeout",
+        parse=read_at_least_1s,
+        default="10m",
+        meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
+        why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+    ),
+]
+ConsistencyKey = Annotated[
+    Consistency,
+    Key(
+        name="consistency",
+        parse=one_of(Consistency),
+        default="crash",
+        meaning='`"crash"`: as after a power cut. `"filesystem"`: the guest agent freezes file systems first.',
+        why="It needs nothing in the guest, and journals are made for it. docs/consistency.md weighs the two.",
+    ),
+]
+FreezeTimeoutKey = Annotated[
+    float,
+    Key(
+        name="freeze_timeout",
+        parse=read_at_least_1s,
+        default="10s",
+        meaning="The longest that a guest may be held still, frozen or paused. At least 1s.",
+        why="Windows itself ends a freeze after 10 s, and few users wait longer for an answer.",
+    ),
+]
+OnFreezeFailureKey = Annotated[
+    OnFreezeFailure,
+    Key(
+        name="on_freeze_failure",
+        parse=one_of(OnFreezeFailure),
+        default="crash",
+        meaning='When freezing fails: `"crash"`, take a crash-consistent point; `"fail"`, take none.',
+        why="A point that is as after a power cut is worth more than none.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,35 +295,91 @@ class VmSettings:
         ),
     ]
     source: Annotated[
-        QmpSource,
+        SourceSettings,
         Key(
             name="source",
             parse=_source,
             default="qmp",
-            meaning='How drsync reaches the VM: `"qmp"`, a QMP socket of its own.',
-            why="The only one yet.",
+            meaning='How drsync reaches the VM: `"qmp"`, a QMP socket of its own, or `"libvirt"`.',
+            why="It needs nothing but QEMU. For VMs that libvirt manages it must be set.",
         ),
     ]
-    rpo_s: Annotated[
-        float,
+    rpo_s: RpoKey
+    capture_timeout_s: CaptureTimeoutKey
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
+    group: Annotated[
+        str | None,
         Key(
-            name="rpo",
-            parse=read_at_least_1s,
-            default="5m",
-            meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
-            why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
+            name="group",
+            parse=read_name,
+            meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
+            why="Left out: the VM is captured by itself.",
         ),
     ]
-    capture_timeout_s: Annotated[
-        float,
+    group_pause: Annotated[
+        bool,
         Key(
-            name="capture_timeout",
-            parse=read_at_least_1s,
-            default="10m",
-            meaning="A capture that takes longer is cancelled; the guest runs on, nothing is lost. At least 1s.",
-            why="60 GiB at 100 MB/s. While it runs QEMU copies before the guest may overwrite, so it must end.",
+            name="group_pause",
+            parse=read_switch,
+            default=True,
+            meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
+            why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
         ),
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectSettings:
+    """`[[protect]]`: every domain whose name matches, also those that appear later."""
+
+    source: Annotated[
+        str,
+        Key(
+            name="source",
+            parse=_libvirt_only,
+            default="libvirt",
+            meaning='Where VMs are looked for: `"libvirt"`.',
+            why="Only libvirt knows which VMs there are.",
+        ),
+    ]
+    match: Annotated[
+        str,
+        Key(
+            name="match",
+            parse=read_text,
+            required=True,
+            meaning="Which domains, by name: `*` is any text, `?` any character, `[ab]` one of these.",
+            why='`"*"` protects all; that should be a decision.',
+        ),
+    ]
+    uri: LibvirtUriKey
+    exclude_vms: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude_vms",
+            parse=read_texts,
+            default="[]",
+            meaning="Domains that are not meant although they match, by names or patterns.",
+            why="None.",
+        ),
+    ]
+    exclude: Annotated[
+        Sequence[str],
+        Key(
+            name="exclude",
+            parse=read_texts,
+            default="[]",
+            meaning='Disks that are not protected, by their `<target dev="...">`, of each of these domains.',
+            why="All writable disks with a medium; CD-ROMs, read-only and transient disks are left out anyway.",
+        ),
+    ]
+    rpo_s: RpoKey
+    capture_timeout_s: CaptureTimeoutKey
+    consistency: ConsistencyKey
+    freeze_timeout_s: FreezeTimeoutKey
+    on_freeze_failure: OnFreezeFailureKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +394,16 @@ class DaemonSettings:
             default=2,
             meaning="How many VMs are captured and shipped at a time, 1 to 64.",
             why="One reads while another waits for the line; more would make every capture longer.",
+        ),
+    ]
+    seeds: Annotated[
+        int,
+        Key(
+            name="seeds",
+            parse=read_parallel,
+            default=1,
+            meaning="How many VMs are seeded (read live, see `stream_above`) at a time, beside `parallel`, 1 to 64.",
+            why="A seed takes as long as the line needs for it: two at a time end no sooner.",
         ),
     ]
     host: Annotated[
@@ -219,30 +434,26 @@ class Config:
     path: Path
     repository: RepositorySettings
     spool: SpoolSettings
+    limits: LimitsSettings
     vms: Sequence[VmSettings]
+    protects: Sequence[ProtectSettings]
     daemon: DaemonSettings
 
-    def vm(self, name: str) -> VmSettings:
-        """The settings of the VM of this name.
 
-        Raises:
-            UnknownVm: it is not configured; the message lists those that are.
-        """
-        for vm in self.vms:
-            if vm.name == name:
-                return vm
-        raise UnknownVm(vm=name, known=", ".join(vm.name for vm in self.vms) or "none")
+def captured_together(vms: Sequence[VmSettings]) -> Sequence[Sequence[VmSettings]]:
+    """The VMs as they are captured: each by itself, or all of a group at one instant, in their order."""
+    found: dict[str, list[VmSettings]] = {}
+    for vm in vms:
+        found.setdefault(f"vm {vm.name}" if vm.group is None else f"group {vm.group}", []).append(vm)
+    return list(found.values())
 
 
 TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
+    "limits": LimitsSettings,
     "vm": VmSettings,
+    "protect": ProtectSettings,
     "daemon": DaemonSettings,
 }
-"""The file's tables. `[[vm]]` also takes the keys of its source."""
-
-
-def keys_of(table: type) -> Mapping[str, Key]:
-    """The keys of one settings class, by the name of the attribute that holds the value."""
-    return {field.name: field.type.__metadata__[0] for field in fields(table)}  # type: ignore[union-attr]
+"""The file's tables; `vm` and `protect` are lists. `[[vm]]` also takes the keys of its source."""

@@ -11,10 +11,14 @@ offsets are the running sum of the lengths. A zero run is blocks that now read
 as zeros; it needs no bytes. `first` and `last` of a pack are the positions
 (disk number << 32 | block) that its rows and runs lie between, so that a reader
 who wants one part of one disk loads only the packs that can hold it.
+
+A point that was seeded has packs of several rounds: within a round they follow
+each other in the order of the point, and a later round lies over an earlier one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import msgspec
@@ -30,6 +34,8 @@ from drsync.model import MAX_DISK_BYTES, CaptureId, Consistency, Kind, block_cou
 
 _SHA256_BYTES: Final = 32
 MAX_DISKS: Final = 64
+MAX_ROUNDS: Final = 4096
+"""Of a segment; a seed that does not come to an end is cut off long before."""
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +84,7 @@ class PackMeta(_Strict, frozen=True):
     contents: list[Extent]
 
 
-class SegmentMeta(_Strict, frozen=True):
+class SegmentMeta(_Strict, frozen=True, omit_defaults=True):
     """Metadata of a segment."""
 
     seq: int
@@ -92,6 +98,14 @@ class SegmentMeta(_Strict, frozen=True):
     """None: the segment only fences (a new writer took over) and holds no blocks."""
     packs: int
     contents: list[Extent]
+    rounds: list[int] = []
+    """How many packs each round has; empty, and not stored, if all of them are of one round."""
+
+    @property
+    def round_bounds(self) -> Sequence[tuple[int, int]]:
+        """Where each round's packs begin and end in the table, the oldest round first."""
+        ends = list(accumulate(self.rounds)) or [self.packs]
+        return list(zip([0, *ends], ends, strict=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +228,8 @@ def decode_segment(index: bytes, frames_end: int) -> tuple[SegmentMeta, PackTabl
         last=columns.u64(meta.packs),
     )
     rows = _decode_rows(columns, meta.contents, frames_end)
-    _check_packs(packs)
+    _check_rounds(meta)
+    _check_packs(packs, meta.round_bounds)
     if meta.point is not None:
         _check_disks(meta.point)
         check_rows(rows, meta.point.disks)
@@ -246,11 +261,21 @@ def _decode_rows(columns: Columns, contents: Sequence[Extent], frames_end: int) 
     return rows
 
 
-def _check_packs(packs: PackTable) -> None:
-    """Packs follow each other in the order of the point: a reader finds those it needs by that."""
+def _check_rounds(meta: SegmentMeta) -> None:
+    """Rounds share all packs among them; a single one is not written down."""
+    if len(meta.rounds) == 1 or len(meta.rounds) > MAX_ROUNDS or any(count < 1 for count in meta.rounds):
+        raise Malformed("its rounds are none, empty or too many")
+    if meta.rounds and sum(meta.rounds) != meta.packs:
+        raise Malformed(f"its rounds have {sum(meta.rounds)} packs and it lists {meta.packs}")
+
+
+def _check_packs(packs: PackTable, rounds: Sequence[tuple[int, int]]) -> None:
+    """Packs of a round follow each other in the order of the point: a reader finds those it needs by that."""
     if np.any(packs.lengths > MAX_OBJECT_BYTES):
         raise Malformed("it lists a pack that is longer than any object")
-    if np.any(packs.last < packs.first) or np.any(packs.first[1:] <= packs.last[:-1]):
+    in_order = packs.first[1:] > packs.last[:-1]
+    in_order[[end - 1 for _, end in rounds[:-1]]] = True  # a round begins anew
+    if np.any(packs.last < packs.first) or not np.all(in_order):
         raise Malformed("its packs are not in order")
 
 

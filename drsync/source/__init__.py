@@ -21,18 +21,53 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
 - C3  after a failed or abandoned capture the next survey gives the same answer
       as before it, plus what was written since.
 - C4  a base that is not exactly the bitmap's capture never makes an increment.
-- C5  a survey leaves nothing of dead captures behind in QEMU: jobs, nodes, bitmaps.
-- C6  a bitmap, node or job that is not drsync's own (of this repository) is never touched.
+- C5  a survey leaves nothing of dead captures behind in QEMU: jobs, nodes, bitmaps, and what live reading needs.
+- C6  a bitmap, node, job or NBD server that is not drsync's own (of this repository) is never touched.
+- C7  `instant` is entered at most once a capture, when everything else is ready; the one call
+      that fixes the instant of all disks is made in it, and nothing more; it is left before the
+      copying is waited for. What it raises, entered or left, fails the capture (C3) and comes out as it is.
+- C8  `pause` stops only a guest that runs, `resume` starts only one that is paused.
+
+**Live reading**, for a seed (docs/decisions/0004-seed.md), takes no instant: bitmaps
+begin to record (`begin_recording`), then each block is read as it is at that
+moment (`open_live`). Whatever is written since is in those bitmaps; so a capture
+relative to them, laid over what was read, is of one instant.
+
+- C9  a block that was not written since `begin_recording` is read as it is; any other is in the bitmaps of then.
+- C10 a live view of an increment tells of every block written since its base, zeros included.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self, TypeAlias
 
-from drsync.model import CaptureId, Consistency, Kind, Progress
+import numpy as np
+import numpy.typing as npt
+
+from drsync.model import CaptureId, Consistency, Kind, Pace, Progress
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+INSTANT_TIMEOUT_S: Final = 60.0
+"""How long the call that fixes the instant may take when nobody is held still for it: longer is a hang."""
+
+Instant = Callable[[], AbstractContextManager[float]]
+"""Makes the context manager that stands around the one call that fixes a capture's instant.
+
+What is done on entering (freeze file systems, pause, wait for other VMs) is done when all
+that takes time is ready; what is undone on leaving is undone before anything is copied. It yields how
+many seconds the call may take: a source gives up then, if its library lets it.
+"""
+
+
+def at_once() -> AbstractContextManager[float]:
+    """The Instant around which nothing is done."""
+    return nullcontext(INSTANT_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +84,8 @@ class Base:
 
     capture: CaptureId
     disks: Sequence[BaseDisk]
+    definition: Mapping[str, object] = field(default_factory=dict)
+    """What the point's CaptureResult said of the VM: a source may tell by it whether a disk is still the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +111,82 @@ class CaptureResult:
     time: datetime
     """The instant that the disks show, by this host's clock, UTC."""
     consistency: Consistency
+    """What the source alone reaches; whoever did more around the instant knows better."""
     definition: Mapping[str, object]
     """What is known of the VM beside its disks, as JSON-able values (machine, memory, versions, block nodes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """What a live view says of neighbouring blocks of a disk; one array element a block."""
+
+    holds: Flags
+    """It belongs to the view, and has to be read."""
+    zeros: Flags
+    """It belongs to the view, and reads as zeros for sure."""
+
+
+class LiveReader(Protocol):
+    """Reads one disk as it is now. For one thread."""
+
+    def presence(self, first_block: int, count: int) -> Presence:
+        """What is to be read of blocks `first_block` on.
+
+        Raises:
+            SourceLost: QEMU went away.
+            CaptureFailed: QEMU can't tell.
+        """
+        ...
+
+    def read(self, blocks: Numbers) -> Iterator[tuple[Numbers, memoryview]]:
+        """The bytes of `blocks`, which are in order: some blocks and a buffer with 64 KiB for each, again and again.
+
+        A last block that is shorter is filled up with zeros. A buffer is good until the next one is asked for.
+        Some of what comes next is on its way meanwhile: before anything that takes long, call `settle`.
+
+        Raises:
+            SourceLost: QEMU went away.
+            CaptureFailed: the disk can't be read.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait for what is on its way. Until it has arrived, whatever drains QEMU's block layer has to wait for it.
+
+        Raises:
+            SourceLost, CaptureFailed: as `read`.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class LiveView(Protocol):
+    """The disks of a VM, open for live reading. `reader` may be called from several threads."""
+
+    def reader(self, disk: str) -> LiveReader:
+        """A reader of a disk, for the calling thread to use and close.
+
+        Raises:
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def close(self) -> None:
+        """Take away what the view needs in QEMU. Call it from the source's thread; safe to call twice."""
+        ...
 
 
 class Source(Protocol):
     """An open session with one VM. Not thread-safe: one thread uses it. A context manager that closes it."""
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
         """What a capture relative to `base` would do, one entry a disk, in the order of the disks' names.
 
-        First removes what earlier captures left behind: jobs, layer nodes, and
-        every bitmap of ours that is not `base.capture`'s. `full` asks for a full
+        First removes what earlier captures left behind: jobs, layer nodes, what live reading needs,
+        and every bitmap of ours that is neither `base.capture`'s nor of one in `keep`. `full` asks for a full
         of every disk, whatever the bitmaps say. Without `tidy` nothing is removed: for looking only.
 
         Raises:
@@ -105,6 +206,7 @@ class Source(Protocol):
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         """Write one layer a disk, all of one instant, and start the bitmaps of `capture`.
 
@@ -112,14 +214,69 @@ class Source(Protocol):
         the path of a layer file that does not exist yet. The bitmaps of `base` go on recording.
         If less than `keep_free_bytes` are free where the layers grow, it is cancelled: a guest
         whose old blocks can't be copied away any more would get write errors. After any
-        failure, the layer files that it made are gone.
+        failure, the layer files that it made are gone. The call that fixes the instant, and the
+        reading of the clock just before it, are wrapped in `instant`.
 
         Raises:
             CaptureFailed: a job failed or was refused; the new bitmaps are removed again.
             SpoolUnusable: a layer file can't be made, or exists; QEMU was not asked for anything.
             CaptureTimeout: cancelled; the new bitmaps are removed again.
-            SourceLost: QEMU went away; the next survey finds out what is left.
+            SourceLost: QEMU went away, or the call that fixes the instant took too long; the next
+                survey finds out what is left.
+            Whatever `instant` raises.
         """
+        ...
+
+    def is_running(self) -> bool:
+        """Whether a guest's processors run now; one that is paused or off answers no agent.
+
+        Raises:
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def pause(self, *, timeout_s: float) -> bool:
+        """Stop the guest's processors, if they run; whether this call did.
+
+        Raises:
+            CaptureFailed: QEMU refused.
+            SourceLost: QEMU went away, or did not answer in time: the guest may be paused.
+        """
+        ...
+
+    def resume(self, *, timeout_s: float) -> None:
+        """Let a paused guest run on; one that runs, or is in any other state, is left as it is.
+
+        Raises:
+            CaptureFailed: QEMU refused; the guest is still paused.
+            SourceLost: QEMU went away, or did not answer in time: the guest may be paused.
+        """
+        ...
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        """Start the bitmaps of `capture` on all `disks`, which `survey` returned just before; nothing is copied.
+
+        Raises:
+            LiveUnavailable: nothing of this VM can be read live; nothing was changed.
+            CaptureFailed: QEMU refused; no bitmap of `capture` is there.
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        """A view for reading `disks` live: what changed since `base` of an increment, and all of any other.
+
+        Reading keeps to `pace`. While the view is open, the guest's disks can't be resized.
+
+        Raises:
+            LiveUnavailable, LibraryMissing: these disks can't be read live; nothing was changed.
+            CaptureFailed: QEMU refused something else.
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def incarnation(self) -> str:
+        """Names the process that runs the VM: another one after every start, and on every boot of the host."""
         ...
 
     def release(self, keep: CaptureId) -> None:

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Final
 
 from drsync.errors import SpoolUnusable
-from drsync.model import BLOCK_SIZE, Kind
+from drsync.model import Kind
 from drsync.qcow2 import create_image
 from drsync.source import DiskSurvey
-from drsync.source.monitor import Peer
+from drsync.source.bitmap import Action, begin_bitmap
 from drsync.source.nodes import Node
+from drsync.source.unix_socket import Peer
 
 _EFFECTIVE: Final = 2
 """Column of the effective id behind "Uid:" and "Gid:" in /proc/<pid>/status (proc(5))."""
-
-Action = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +49,7 @@ class DiskCopy:
 
     def begin_bitmap(self) -> Action:
         """Transaction action: the new bitmap records from now on."""
-        data = {
-            "node": self.node.node_name,
-            "name": self.bitmap,
-            "granularity": BLOCK_SIZE,
-            "persistent": self.node.keeps_bitmaps,
-        }
-        return {"type": "block-dirty-bitmap-add", "data": data}
+        return begin_bitmap(self.node.node_name, self.bitmap, self.node.keeps_bitmaps)
 
     def begin_backup(self) -> Action:
         """Transaction action: copy the disk as it is now; the job stays until dismissed, to tell its error."""
@@ -85,8 +78,8 @@ class DiskCopy:
         return {"sync": "top" if self.node.knows_unwritten else "full"}
 
 
-def make_layer(path: Path, size_bytes: int, peer: Peer) -> None:
-    """An empty layer file that only QEMU and root can open.
+def make_layer(path: Path, size_bytes: int, owner: tuple[int, int]) -> None:
+    """An empty layer file that only QEMU and root can open; `owner` is QEMU's user and group.
 
     Raises:
         SpoolUnusable: it can't be made there, or exists; nothing is left.
@@ -98,19 +91,31 @@ def make_layer(path: Path, size_bytes: int, peer: Peer) -> None:
     except OSError as err:
         path.unlink(missing_ok=True)
         raise SpoolUnusable(path=path, problem=err.strerror) from err
-    _give_to(path, peer)
+    _give_to(path, owner)
 
 
-def _give_to(path: Path, peer: Peer) -> None:
+def _give_to(path: Path, owner: tuple[int, int]) -> None:
     """Let QEMU's user own the file, if we may and it is another one."""
-    if os.geteuid() != 0:
-        return
-    uid, gid = _identity(peer)
-    if uid != 0:
-        os.chown(path, uid, gid, follow_symlinks=False)
+    if os.geteuid() == 0 and owner[0] != 0:
+        os.chown(path, *owner, follow_symlinks=False)
 
 
-def _identity(peer: Peer) -> tuple[int, int]:
+def boot_of_host() -> str:
+    """The id of the machine's present boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def incarnation_of(peer: Peer) -> str:
+    """Boot, process id and start time of QEMU's process (proc(5), field 22 of stat): no other process has had them."""
+    boot = boot_of_host()
+    try:
+        stat = Path(f"/proc/{peer.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it is in another pid namespace; its id there and the boot must do
+        return f"{boot} {peer.pid}"
+    return f"{boot} {peer.pid} {stat.rpartition(')')[2].split()[19]}"
+
+
+def identity(peer: Peer) -> tuple[int, int]:
     """The user and group that QEMU's process has now.
 
     The socket tells those it had when it began to listen; with `-run-with user=`

@@ -31,7 +31,9 @@ from drsync.units import format_size
 
 _TAG_PATTERN = r"[0-9a-f]{8}"
 _CAPTURE_PATTERN = r"[0-9a-f]{16}"
+Action = dict[str, object]
 _BITMAP = re.compile(rf"drsync-({_TAG_PATTERN})-({_CAPTURE_PATTERN})-({NAME_PATTERN}):({NAME_PATTERN})")
+_CHECKPOINT = re.compile(rf"drsync-({_TAG_PATTERN})-({_CAPTURE_PATTERN})-({NAME_PATTERN})")
 _JOB = re.compile(rf"drsync-({_TAG_PATTERN})-{_CAPTURE_PATTERN}-\d+-({NAME_PATTERN})")
 
 
@@ -75,6 +77,17 @@ class Owner:
             return None
         return CaptureId(match[2])
 
+    def checkpoint(self, capture: CaptureId) -> str:
+        """The name of `capture`'s checkpoint in libvirt, which calls the bitmap on each of its disks the same."""
+        return f"drsync-{self.repository}-{capture}-{self.vm}"
+
+    def checkpoint_capture(self, name: str) -> CaptureId | None:
+        """The capture that made the checkpoint; None if it is not this owner's."""
+        match = _CHECKPOINT.fullmatch(name)
+        if match is None or (match[1], match[3]) != (self.repository, self.vm):
+            return None
+        return CaptureId(match[2])
+
     def job(self, capture: CaptureId, index: int) -> str:
         """The id of the job that copies the disk number `index` of `capture`."""
         return f"drsync-{self.repository}-{capture}-{index}-{self.vm}"
@@ -87,6 +100,14 @@ class Owner:
     def layer_node(self, index: int) -> str:
         """The block node of the layer number `index`: QEMU allows 31 characters, so the VM is a hash."""
         return f"{self._node_prefix}{index}"
+
+    def export(self, index: int) -> str:
+        """The id and name of the NBD export of the disk number `index` (QEMU's ids begin with a letter)."""
+        return f"{self._node_prefix}live-{index}"
+
+    def owns_export(self, export: str) -> bool:
+        """Whether a block export is one of this owner's."""
+        return export.startswith(f"{self._node_prefix}live-")
 
     def owns_node(self, node: str) -> bool:
         """Whether a block node is a layer of this owner's captures."""
@@ -114,20 +135,19 @@ def decide(
     bitmaps: Sequence[DirtyBitmap],
     base: Base | None,
     *,
-    owner: Owner,
+    name: str,
     full: bool = False,
 ) -> Decision:
     """Whether `disk` can be captured as an increment of `base`, or why it must be a full.
 
-    `bitmaps` are all that QEMU reports of the disk's node. Only the bitmap that
-    `base`'s capture made on this very disk counts, and only if it has recorded
-    every write since. The text does not depend on what a survey cleans away, so
-    that asking again gives the same answer.
+    `bitmaps` are all that QEMU reports of the disk's node; `name` is what `base`'s
+    capture called its bitmap on this very disk. Only that one counts, and only if it has
+    recorded every write since. The text does not depend on what a survey cleans
+    away, so that asking again gives the same answer.
     """
-    problem = _no_increment(disk, size_bytes, base, full=full)
+    problem = no_increment(disk, size_bytes, base, full=full)
     if problem or base is None:
         return Decision(kind=Kind.FULL, reason=problem, dirty_bytes=0)
-    name = owner.bitmap(base.capture, disk)
     found = next((bitmap for bitmap in bitmaps if bitmap.name == name), None)
     if found is None:
         return Decision(kind=Kind.FULL, reason="bitmap is missing", dirty_bytes=0)
@@ -137,7 +157,7 @@ def decide(
     return Decision(kind=Kind.INCREMENTAL, reason="", dirty_bytes=min(found.count, size_bytes))
 
 
-def _no_increment(disk: str, size_bytes: int, base: Base | None, *, full: bool) -> str:
+def no_increment(disk: str, size_bytes: int, base: Base | None, *, full: bool) -> str:
     """Why no bitmap at all could make an increment; empty if one could."""
     if full:
         return "a full was asked for"
@@ -163,3 +183,9 @@ def _unusable(bitmap: DirtyBitmap) -> str:
     if bitmap.granularity != BLOCK_SIZE:
         return f"bitmap has a granularity of {format_size(bitmap.granularity)}, not {format_size(BLOCK_SIZE)}"
     return ""
+
+
+def begin_bitmap(node: str, name: str, persistent: bool) -> Action:
+    """Transaction action: a new bitmap records from now on."""
+    data = {"node": node, "name": name, "granularity": BLOCK_SIZE, "persistent": persistent}
+    return {"type": "block-dirty-bitmap-add", "data": data}

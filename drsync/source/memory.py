@@ -6,7 +6,8 @@ MemoryVm ── MemoryDisk root ── bytes, and the bitmaps of 64 KiB blocks
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Self
 import numpy as np
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost, SpoolUnusable
-from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Progress, SystemClock, block_count
+from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
 from drsync.qcow2 import ENTRY_ZERO, TABLE_BLOCKS, Entries, ImageWriter
-from drsync.source import Base, CaptureResult, DiskSurvey
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Numbers, Presence, at_once
 from drsync.source.bitmap import DirtyBitmap, Owner, decide
 from drsync.source.watch import Watch
 
@@ -101,12 +102,18 @@ class MemoryVm:
         self.disks = dict(disks)
         self.starts = 1
         """Sessions of an earlier start are lost."""
+        self.running = True
+        """False while its processors are paused."""
         self.during_capture: Callable[[], None] = lambda: None
         """Called when a capture has begun and nothing is copied yet: a test may write, fail it, or end the VM."""
+        self.during_read: Callable[[], None] = lambda: None
+        """Called before each piece that is read live; from any thread, by one at a time."""
+        self.reading = threading.Lock()
 
     def restart(self) -> None:
         """Shut down cleanly and start again: persistent bitmaps are saved, the others end."""
         self.starts += 1
+        self.running = True
         for disk in self.disks.values():
             disk.bitmaps = {name: bitmap for name, bitmap in disk.bitmaps.items() if bitmap.persistent}
 
@@ -137,10 +144,13 @@ class MemorySource:
         self._owner = Owner(repository=repository_tag, vm=vm.name)
         self._closed = False
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
         disks = self._disks("survey")
+        kept = {*keep, *([base.capture] if base is not None else [])}
         if tidy:
-            self._remove_bitmaps(lambda made_by: base is None or made_by != base.capture)
+            self._remove_bitmaps(lambda made_by: made_by not in kept)
         return [self._survey_disk(name, disk, base, full=full) for name, disk in disks.items()]
 
     def capture(
@@ -153,12 +163,15 @@ class MemorySource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         watch = Watch(self._vm.name, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
         try:
-            time = self._clock.now().astimezone(UTC)
-            copies = self._begin(capture, base, disks, layers, made)
+            self._prepare(disks, layers, made)
+            with instant():
+                time = self._clock.now().astimezone(UTC)
+                copies = self._begin(capture, base, disks, layers)
             self._vm.during_capture()
             self._check_session("capture")
             total_bytes = sum(len(copy.blocks) for copy in copies) * BLOCK_SIZE
@@ -173,6 +186,40 @@ class MemorySource:
             self._abandon(capture, made)
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition={"name": self._vm.name})
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        present = self._disks("begin_recording")
+        self._check_as_surveyed(present, disks)
+        for survey in disks:
+            bitmap = MemoryBitmap(persistent=survey.persistent)
+            present[survey.name].bitmaps[self._owner.bitmap(capture, survey.name)] = bitmap
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> "MemoryView":
+        present = self._disks("open_live")
+        self._check_as_surveyed(present, disks)
+        dirty = {
+            survey.name: frozenset(self._blocks(present[survey.name], survey, base))
+            for survey in disks
+            if survey.kind is Kind.INCREMENTAL
+        }
+        return MemoryView(self, self._vm, {d.name: present[d.name] for d in disks}, dirty, pace)
+
+    def incarnation(self) -> str:
+        self._check_session("incarnation")
+        return str(self._vm.starts)
+
+    def is_running(self) -> bool:
+        self._check_session("is_running")
+        return self._vm.running
+
+    def pause(self, *, timeout_s: float) -> bool:
+        self._check_session("pause")
+        ran, self._vm.running = self._vm.running, False
+        return ran
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._check_session("resume")
+        self._vm.running = True
 
     def release(self, keep: CaptureId) -> None:
         self._check_session("release")
@@ -197,9 +244,12 @@ class MemorySource:
                 raise DiskMissing(vm=self._vm.name, node=node, known=", ".join(sorted(self._vm.disks)) or "none")
         return {name: self._vm.disks[node] for name, node in sorted(wanted.items())}
 
+    def _bitmap(self, base: Base | None, disk: str) -> str:
+        return "" if base is None else self._owner.bitmap(base.capture, disk)
+
     def _survey_disk(self, name: str, disk: MemoryDisk, base: Base | None, *, full: bool) -> DiskSurvey:
         size_bytes = len(disk.content)
-        decision = decide(name, size_bytes, disk.report(), base, owner=self._owner, full=full)
+        decision = decide(name, size_bytes, disk.report(), base, name=self._bitmap(base, name), full=full)
         is_full = decision.kind is Kind.FULL
         return DiskSurvey(
             name=name,
@@ -210,22 +260,24 @@ class MemorySource:
             persistent=disk.persistent,
         )
 
+    def _prepare(self, disks: Sequence[DiskSurvey], layers: Mapping[str, Path], made: list[Path]) -> None:
+        """Check the disks and make the layers' files; `made` is told those that exist."""
+        present = self._disks("capture")
+        for survey in disks:
+            if len(present[survey.name].content) != survey.size_bytes:
+                raise self._failed(f"disk {survey.name} is not as it was surveyed")
+            _make_layer(layers[survey.name])
+            made.append(layers[survey.name])
+
     def _begin(
-        self,
-        capture: CaptureId,
-        base: Base | None,
-        disks: Sequence[DiskSurvey],
-        layers: Mapping[str, Path],
-        made: list[Path],
+        self, capture: CaptureId, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path]
     ) -> list["_DiskCopy"]:
-        """Freeze what is to be copied, and start the new bitmaps."""
+        """Keep what is to be copied as it is now, and start the new bitmaps."""
         present = self._disks("capture")
         copies = []
         for survey in disks:
             disk = present[survey.name]
             blocks = self._blocks(disk, survey, base)
-            _make_layer(layers[survey.name])
-            made.append(layers[survey.name])
             copies.append(_DiskCopy(path=layers[survey.name], content=bytes(disk.content), blocks=blocks))
         for survey in disks:
             bitmap = MemoryBitmap(persistent=survey.persistent)
@@ -234,14 +286,17 @@ class MemorySource:
 
     def _blocks(self, disk: MemoryDisk, survey: DiskSurvey, base: Base | None) -> Sequence[int]:
         """The blocks that a layer of `disk` holds."""
-        if len(disk.content) != survey.size_bytes:
-            raise self._failed(f"disk {survey.name} is not as it was surveyed")
         if survey.kind is not Kind.INCREMENTAL:
             return _written(disk.content)
         bitmap = None if base is None else disk.bitmaps.get(self._owner.bitmap(base.capture, survey.name))
         if bitmap is None:
             raise self._failed(f"disk {survey.name} has no bitmap of the base")
         return sorted(bitmap.blocks)
+
+    def _check_as_surveyed(self, present: Mapping[str, MemoryDisk], disks: Sequence[DiskSurvey]) -> None:
+        for survey in disks:
+            if survey.name not in present or len(present[survey.name].content) != survey.size_bytes:
+                raise self._failed(f"disk {survey.name} is not as it was surveyed")
 
     def _failed(self, problem: str) -> CaptureFailed:
         return CaptureFailed(vm=self._vm.name, operation="transaction", problem=problem)
@@ -259,11 +314,79 @@ class MemorySource:
                 if made_by is not None and unwanted(made_by):
                     del disk.bitmaps[name]
 
+    def check_session(self, operation: str) -> None:
+        """Find out whether the VM is still the one that this session began with.
+
+        Raises:
+            SourceLost: it is not.
+        """
+        self._check_session(operation)
+
     def _check_session(self, operation: str) -> None:
         if self._closed:
             raise SourceLost(vm=self._vm.name, operation=operation, problem="the session was closed")
         if self._vm.starts != self._start:
             raise SourceLost(vm=self._vm.name, operation=operation, problem="it closed the connection")
+
+
+class MemoryView:
+    """A LiveView of a MemoryVm's disks."""
+
+    def __init__(
+        self,
+        source: MemorySource,
+        vm: MemoryVm,
+        disks: Mapping[str, MemoryDisk],
+        dirty: Mapping[str, frozenset[int]],
+        pace: Pace,
+    ) -> None:
+        self.source = source
+        self.vm = vm
+        self.pace = pace
+        self._disks = disks
+        self._dirty = dirty
+
+    def reader(self, disk: str) -> "MemoryReader":
+        return MemoryReader(self, self._disks[disk], self._dirty.get(disk))
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryReader:
+    """A LiveReader of a MemoryDisk."""
+
+    def __init__(self, view: MemoryView, disk: MemoryDisk, dirty: frozenset[int] | None) -> None:
+        self._view = view
+        self._disk = disk
+        self._dirty = dirty
+
+    def presence(self, first_block: int, count: int) -> Presence:
+        with self._view.vm.reading:
+            self._view.source.check_session("reading")
+            numbers = range(first_block, first_block + count)
+            belongs = np.array([self._dirty is None or n in self._dirty for n in numbers], np.bool_)
+            data = np.array([any(self._block(n)) for n in numbers], np.bool_)
+        return Presence(holds=belongs & data, zeros=belongs & ~data)
+
+    def read(self, blocks: Numbers) -> Iterator[tuple[Numbers, memoryview]]:
+        for start in range(0, len(blocks), 2):
+            piece = blocks[start : start + 2]
+            self._view.pace.take(len(piece) * BLOCK_SIZE)
+            with self._view.vm.reading:
+                self._view.vm.during_read()
+                self._view.source.check_session("reading")
+                held = b"".join(self._block(n).ljust(BLOCK_SIZE, b"\0") for n in piece.tolist())
+            yield piece, memoryview(bytearray(held))
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _block(self, number: int) -> bytes:
+        return bytes(self._disk.content[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

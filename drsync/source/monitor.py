@@ -14,9 +14,7 @@ import inspect
 import logging
 import socket
 import stat
-import struct
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeVar
@@ -25,6 +23,7 @@ import msgspec
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from drsync.errors import DrsyncError, NotQmp, SourceBusy, SourceLost, SourceUnreachable
+from drsync.source.unix_socket import Peer, connect_unix
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -34,7 +33,6 @@ COMMAND_TIMEOUT_S: Final = 60.0
 REPLY_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """A reply is one line; that of query-named-block-nodes has about 2 KiB for every image of every backing chain."""
 _CLOSE_TIMEOUT_S: Final = 5.0
-_PEER_CREDENTIALS: Final = struct.Struct("3i")
 
 
 class CommandRefused(Exception):
@@ -47,15 +45,6 @@ class CommandRefused(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """The process that listens at the socket, as the kernel knows it."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
 class Monitor:
     """An open QMP session. Not thread-safe. A context manager that closes it."""
 
@@ -63,7 +52,7 @@ class Monitor:
         self._vm = vm
         self._path = path
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._client = QMPClient(vm, readbuflen=REPLY_LIMIT_BYTES)
+        self._client = _Client(vm, readbuflen=REPLY_LIMIT_BYTES)
         self._client.logger = _WireLogger(log)
         self._client.events.event_filter = lambda _: False  # it would keep every event of the session
         self._bell = _JobBell()
@@ -84,6 +73,21 @@ class Monitor:
         monitor = cls(vm, path)
         try:
             monitor._connect(timeout_s)
+        except BaseException:
+            monitor.close()
+            raise
+        return monitor
+
+    @classmethod
+    def attach(cls, vm: str, connection: socket.socket, *, timeout_s: float) -> "Monitor":
+        """A session over a socket that is connected to a QEMU already; the session owns it from now on.
+
+        Raises:
+            SourceUnreachable, SourceBusy, NotQmp: as `connect`.
+        """
+        monitor = cls(vm, Path("a QEMU of drsync's own"))
+        try:
+            monitor._greet(connection, timeout_s)
         except BaseException:
             monitor.close()
             raise
@@ -144,6 +148,10 @@ class Monitor:
         self._bell.rung.clear()
         return rung
 
+    def pause(self, seconds: float) -> None:
+        """Wait a little; the session goes on meanwhile."""
+        self._run(lambda: asyncio.sleep(seconds))
+
     def close(self) -> None:
         """End the session; QEMU runs on. Safe to call twice."""
         if self._closed:
@@ -161,7 +169,9 @@ class Monitor:
         self.close()
 
     def _connect(self, timeout_s: float) -> None:
-        connection = self._open_socket(timeout_s)
+        self._greet(self._open_socket(timeout_s), timeout_s)
+
+    def _greet(self, connection: socket.socket, timeout_s: float) -> None:
         try:
             self._check_first_byte(connection, timeout_s)
             self._run(lambda: self._client.connect(connection), timeout_s)
@@ -178,17 +188,10 @@ class Monitor:
 
     def _open_socket(self, timeout_s: float) -> socket.socket:
         """A connected socket; the library could open it too, but could not say who is at the other end."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            # Connecting to a socket whose queue is full blocks in the kernel, for as long as this option says.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
-            connection.connect(str(self._path))
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+            connection, self.peer = connect_unix(self._path, timeout_s)
         except OSError as err:
-            connection.close()
             raise self._no_connection(err, timeout_s) from err
-        pid, uid, gid = _PEER_CREDENTIALS.unpack(credentials)
-        self.peer = Peer(pid=pid, uid=uid, gid=gid)
         return connection
 
     def _check_first_byte(self, connection: socket.socket, timeout_s: float) -> None:
@@ -265,6 +268,21 @@ class Monitor:
             self._end = str(cause) or type(cause).__name__
 
 
+class _Client(QMPClient):
+    """The library's client, for a QEMU in which other programs have jobs.
+
+    QEMU sends events from the moment that it takes `qmp_capabilities`, which is
+    before it answers: an event that comes in between is no answer, as the library
+    thinks. It is passed over, as those before the session are.
+    """
+
+    async def _do_recv(self) -> Message:
+        message = await super()._do_recv()
+        while self.runstate is Runstate.CONNECTING and "event" in message:
+            message = await super()._do_recv()
+        return message
+
+
 class _JobBell(EventListener):
     """Rings when a job changes its state; keeps no history, so that a long session does not grow."""
 
@@ -300,10 +318,6 @@ async def _within(work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float |
 
 async def _changed(client: QMPClient) -> None:
     await client.runstate_changed()
-
-
-def _timeval(seconds: float) -> bytes:
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _is_socket(path: Path) -> bool:

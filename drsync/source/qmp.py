@@ -19,7 +19,7 @@ that is why the caller checks the room before and lets `capture` watch it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +28,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
-from drsync.model import CaptureId, Clock, Consistency, Kind, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey
-from drsync.source.backup import DiskCopy, make_layer
-from drsync.source.bitmap import Owner, decide
+from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
+from drsync.source.backup import DiskCopy, identity, incarnation_of, make_layer
+from drsync.source.bitmap import Owner, begin_bitmap, decide
 from drsync.source.definition import describe
 from drsync.source.jobs import JobFailed, Jobs
+from drsync.source.live import Exports
 from drsync.source.monitor import CommandRefused, Monitor
 from drsync.source.nodes import BlockGraph, Device, Export, Node, choose_disks
 from drsync.source.watch import Watch
@@ -58,6 +59,8 @@ class QmpOptions:
     """First 8 hex digits of the repository's id: bitmaps of other repositories are not ours."""
     disks: Mapping[str, str] | None = None
     """Disk name → block node; None = all writable disks (see source/nodes.py)."""
+    live_directory: Path | None = None
+    """Where the socket for live reading goes; made when it is needed. None: disks are never read live."""
     connect_timeout_s: float = 10.0
     """QEMU greets at once, unless another client is connected."""
 
@@ -76,8 +79,12 @@ class QmpSource:
         self._owner = Owner(repository=options.repository_tag, vm=options.vm)
         self._monitor = Monitor.connect(options.vm, options.socket, timeout_s=options.connect_timeout_s)
         self._jobs = Jobs(self._monitor, self._clock)
+        self._live = Exports(self._monitor, self._owner, options.live_directory, self._clock)
 
-    def survey(self, base: Base | None, *, full: bool = False, tidy: bool = True) -> Sequence[DiskSurvey]:
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        kept = {*keep, *([base.capture] if base is not None else [])}
         with self._translated():
             self._refuse_while_migrating()
             if tidy:
@@ -85,7 +92,7 @@ class QmpSource:
             graph = self._graph()
             disks = self._disks(graph)
             if tidy:
-                self._remove_bitmaps(graph, lambda made_by: base is None or made_by != base.capture)
+                self._remove_bitmaps(graph, lambda made_by: made_by not in kept)
         return [self._survey_disk(name, node, graph, base, full=full) for name, node in disks.items()]
 
     def capture(
@@ -98,14 +105,49 @@ class QmpSource:
         timeout_s: float,
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
+        instant: Instant = at_once,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, self._plan(capture, base, disks, layers), watch, deadline_s)
+                return self._capture(capture, self._plan(capture, base, disks, layers), instant, watch, deadline_s)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        with self._translated():
+            self._refuse_while_migrating()
+            nodes = self._as_surveyed(disks)
+            actions = [
+                begin_bitmap(nodes[disk.name].node_name, self._owner.bitmap(capture, disk.name), disk.persistent)
+                for disk in disks
+            ]
+            self._monitor.execute("transaction", {"actions": actions})
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        with self._translated():
+            self._refuse_while_migrating()
+            return self._live.open(base, disks, self._as_surveyed(disks), pace)
+
+    def incarnation(self) -> str:
+        return incarnation_of(self._monitor.peer)
+
+    def is_running(self) -> bool:
+        with self._translated():
+            return self._run_state() == "running"
+
+    def pause(self, *, timeout_s: float) -> bool:
+        with self._translated():
+            if self._run_state() != "running":
+                return False
+            self._monitor.execute("stop", timeout_s=timeout_s)
+            return True
+
+    def resume(self, *, timeout_s: float) -> None:
+        with self._translated():
+            if self._run_state() == "paused":
+                self._monitor.execute("cont", timeout_s=timeout_s)
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -145,9 +187,12 @@ class QmpSource:
             raise DiskMissing(vm=self._options.vm, node="that is a disk", known=known)
         return disks
 
+    def _bitmap(self, base: Base | None, disk: str) -> str:
+        return "" if base is None else self._owner.bitmap(base.capture, disk)
+
     def _survey_disk(self, name: str, node: Node, graph: BlockGraph, base: Base | None, *, full: bool) -> DiskSurvey:
         size_bytes = node.image.virtual_size
-        decision = decide(name, size_bytes, node.dirty_bitmaps, base, owner=self._owner, full=full)
+        decision = decide(name, size_bytes, node.dirty_bitmaps, base, name=self._bitmap(base, name), full=full)
         is_full = decision.kind is Kind.FULL
         return DiskSurvey(
             name=name,
@@ -160,26 +205,30 @@ class QmpSource:
 
     def _refuse_while_migrating(self) -> None:
         """A VM that arrives has not loaded its bitmaps yet; one that leaves must not have its disks held by a job."""
-        try:
-            state = self._monitor.query("query-status", dict[str, object]).get("status")
-            migration = self._monitor.query("query-migrate", dict[str, object]).get("status")
-        except CommandRefused:
-            return  # a qemu-storage-daemon runs no VM
+        state = self._run_state()
+        if state is None:
+            return
+        migration = self._monitor.query("query-migrate", dict[str, object]).get("status")
         if state in _MIGRATING:
             raise self._failed("query-status", f"the VM is being migrated, its state is {state}")
         if migration not in _NO_MIGRATION:
             raise self._failed("query-migrate", f"the VM is being migrated, the migration is {migration}")
+
+    def _run_state(self) -> str | None:
+        """QEMU's RunState of the VM; None from a qemu-storage-daemon, which runs none."""
+        try:
+            return str(self._monitor.query("query-status", dict[str, object]).get("status"))
+        except CommandRefused:
+            return None
 
     # Taking a capture
 
     def _plan(
         self, capture: CaptureId, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path]
     ) -> list[DiskCopy]:
-        nodes = self._disks(self._graph())
+        nodes = self._as_surveyed(disks)
         copies = []
         for index, disk in enumerate(disks):
-            if disk.name not in nodes or nodes[disk.name].image.virtual_size != disk.size_bytes:
-                raise self._failed("query-named-block-nodes", f"disk {disk.name} is not as it was surveyed")
             copy = DiskCopy(
                 disk=disk,
                 node=nodes[disk.name],
@@ -192,19 +241,29 @@ class QmpSource:
             copies.append(copy)
         return copies
 
+    def _as_surveyed(self, disks: Sequence[DiskSurvey]) -> dict[str, Node]:
+        """The nodes of `disks`, which must be there and of the size that the survey told."""
+        nodes = self._disks(self._graph())
+        for disk in disks:
+            if disk.name not in nodes or nodes[disk.name].image.virtual_size != disk.size_bytes:
+                raise self._failed("query-named-block-nodes", f"disk {disk.name} is not as it was surveyed")
+        return nodes
+
     def _capture(
-        self, capture: CaptureId, copies: Sequence[DiskCopy], watch: Watch, deadline_s: float
+        self, capture: CaptureId, copies: Sequence[DiskCopy], instant: Instant, watch: Watch, deadline_s: float
     ) -> CaptureResult:
         made: list[Path] = []
         try:
             self._refuse_while_migrating()
             definition = describe(self._monitor, {copy.disk.name: copy.node for copy in copies})
+            owner = identity(self._monitor.peer)
             for copy in copies:
-                make_layer(copy.path, copy.disk.size_bytes, self._monitor.peer)
+                make_layer(copy.path, copy.disk.size_bytes, owner)
                 made.append(copy.path)
             for copy in copies:
                 self._monitor.execute("blockdev-add", copy.layer())
-            time = self._begin(copies)
+            with instant() as limit_s:
+                time = self._begin(copies, limit_s)
             self._jobs.wait([copy.job for copy in copies], deadline_s=deadline_s, on_progress=watch.tick)
             self._close_layers(copies)
         except BaseException as err:
@@ -212,7 +271,7 @@ class QmpSource:
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
 
-    def _begin(self, copies: Sequence[DiskCopy]) -> datetime:
+    def _begin(self, copies: Sequence[DiskCopy], limit_s: float) -> datetime:
         """Start all bitmaps and all jobs at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
@@ -220,7 +279,7 @@ class QmpSource:
         """
         time = self._clock.now().astimezone(UTC)
         actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup() for copy in copies]
-        self._monitor.execute("transaction", {"actions": actions})
+        self._monitor.execute("transaction", {"actions": actions}, timeout_s=limit_s)
         return time
 
     def _close_layers(self, copies: Sequence[DiskCopy]) -> None:
@@ -243,14 +302,15 @@ class QmpSource:
             path.unlink(missing_ok=True)
 
     def _clear_jobs_and_nodes(self) -> None:
-        """End our jobs, then delete our layer nodes, which closes their files."""
+        """End our jobs, then delete our layer nodes, which closes their files; and what live reading left."""
         try:
             self._jobs.end(self._owner.owns_job, timeout_s=_CANCEL_TIMEOUT_S)
+            self._live.clear()
             for node in self._monitor.query("query-named-block-nodes", list[Node], {"flat": True}):
                 if self._owner.owns_node(node.node_name):
                     self._monitor.execute("blockdev-del", {"node-name": node.node_name})
         except TimeoutError as err:
-            raise self._failed("job-cancel", f"a job did not end in {_CANCEL_TIMEOUT_S:g} s") from err
+            raise self._failed("job-cancel", f"a job or export did not end in {_CANCEL_TIMEOUT_S:g} s") from err
 
     def _remove_bitmaps(self, graph: BlockGraph, unwanted: Callable[[CaptureId], bool]) -> None:
         """Remove our bitmaps of `unwanted` captures from all nodes.

@@ -2,6 +2,7 @@
 
 import io
 
+from drsync.model import NoPace, Pace
 from drsync.store import Bytes
 
 
@@ -13,11 +14,16 @@ class BodyReader:
     connect timeout, however slow the line is. From a file it sends small blocks,
     each with its own time, and asks the server first (``Expect: 100-continue``),
     so what will be refused anyway is not sent.
+
+    What is read once `sending` is set waits for `pace`. (Over plain HTTP botocore
+    reads a body before that, too, to sign it.)
     """
 
-    def __init__(self, body: Bytes) -> None:
+    def __init__(self, body: Bytes, pace: Pace | None = None) -> None:
         self._view = memoryview(body).cast("B").toreadonly()
         self._position = 0
+        self._pace = pace or NoPace()
+        self.sending = False
 
     def __len__(self) -> int:
         return len(self._view)
@@ -26,6 +32,8 @@ class BodyReader:
         end = len(self._view) if size is None or size < 0 else self._position + size
         piece = self._view[self._position : end]
         self._position += len(piece)
+        if self.sending:
+            self._pace.take(len(piece))
         return piece
 
     def tell(self) -> int:

@@ -5,15 +5,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from drsync.errors import StoreMisconfigured
+from drsync.model import Pace
 from drsync.store import ObjectStore
 from drsync.store.directory import DirectoryStore
+from drsync.store.paced import PacedStore
 
 
-def open_store(url: str, *, endpoint_url: str | None, region: str | None) -> ObjectStore:
+def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: Pace | None = None) -> ObjectStore:
     """The store at `url`: "file:///absolute/path" or "s3://bucket/prefix". Nothing is read or written yet.
 
-    `endpoint_url` and `region` matter to S3 stores only. It does not retry: wrap
-    it in a RetryingStore.
+    `endpoint_url` and `region` matter to S3 stores only. What is written keeps to
+    `pace`. It does not retry: wrap it in a RetryingStore.
 
     Raises:
         StoreMisconfigured: the URL can't be used.
@@ -26,16 +28,16 @@ def open_store(url: str, *, endpoint_url: str | None, region: str | None) -> Obj
         problem = "it must be file:///absolute/path or s3://bucket/prefix (write ? as %3F and # as %23)"
         raise StoreMisconfigured(url=_shown(url), problem=problem)
     if parts.scheme == "file":
-        return _open_directory(url, parts.netloc, unquote(parts.path))
+        directory = _open_directory(url, parts.netloc, unquote(parts.path))
+        return directory if pace is None else PacedStore(directory, pace)
     # boto3 takes a third of a second to import, which only those who use S3 shall pay.
     from drsync.store.s3 import S3Options, S3Store  # noqa: PLC0415
 
     if "@" in parts.netloc:
         problem = "credentials do not belong in it; boto3 finds them in the environment or in ~/.aws"
         raise StoreMisconfigured(url=_shown(url), problem=problem)
-    return S3Store(
-        S3Options(bucket=parts.netloc, prefix=parts.path.strip("/"), endpoint_url=endpoint_url, region=region)
-    )
+    options = S3Options(bucket=parts.netloc, prefix=parts.path.strip("/"), endpoint_url=endpoint_url, region=region)
+    return S3Store(options, pace=pace)
 
 
 def _open_directory(url: str, host: str, path: str) -> DirectoryStore:

@@ -29,12 +29,14 @@ from drsync.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
+from drsync.model import Pace
 from drsync.store import Bytes, ObjectInfo, Tail
 from drsync.store.body import BodyReader
 from drsync.store.key import check_key, check_prefix, is_key
 from drsync.store.s3_errors import FOREIGN, translate
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         GetObjectOutputTypeDef,
@@ -94,10 +96,14 @@ class S3Options:
 
 
 class S3Store:
-    """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used."""
+    """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used.
 
-    def __init__(self, options: S3Options) -> None:
+    What it sends of objects keeps to `pace`, block by block.
+    """
+
+    def __init__(self, options: S3Options, *, pace: Pace | None = None) -> None:
         self._options = options
+        self._pace = pace
         self._root = f"{options.prefix}/" if options.prefix else ""
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
@@ -167,7 +173,7 @@ class S3Store:
         return {
             "Bucket": self._options.bucket,
             "Key": self._root + key,
-            "Body": BodyReader(body),  # type: ignore[typeddict-item]  # the stubs want all of IO; botocore reads and seeks
+            "Body": BodyReader(body, self._pace),  # type: ignore[typeddict-item]  # the stubs want all of IO; botocore reads and seeks
             "ChecksumSHA256": base64.b64encode(sha256).decode(),
         }
 
@@ -241,6 +247,7 @@ class S3Store:
         with self._lock:
             if self._made_client is None:
                 self._made_client = _make_client(self._options)
+                self._made_client.meta.events.register("before-send.s3.PutObject", _begin_sending)
             return self._made_client
 
     @contextmanager
@@ -269,6 +276,13 @@ def _make_client(options: S3Options) -> "S3Client":
     return boto3.session.Session().client(
         "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
     )
+
+
+def _begin_sending(request: "AWSPreparedRequest", **_: object) -> None:
+    """What is read of the body from now on goes out on the line."""
+    body: object = request.body
+    if isinstance(body, BodyReader):
+        body.sending = True
 
 
 def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int) -> bytes | None:

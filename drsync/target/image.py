@@ -95,6 +95,11 @@ class ImageDisk:
 
 
 def write_text_file(path: Path, text: str, *, vm: str, overwrite: bool) -> None:
+    """Write a text, as `write_file`."""
+    write_file(path, text.encode(), vm=vm, overwrite=overwrite)
+
+
+def write_file(path: Path, content: bytes, *, vm: str, overwrite: bool) -> None:
     """Write a small file beside the restored disks, whole or not at all.
 
     Raises:
@@ -103,8 +108,8 @@ def write_text_file(path: Path, text: str, *, vm: str, overwrite: bool) -> None:
     """
     file = PartialFile(path, vm=vm, overwrite=overwrite)
     try:
-        with translated(file.partial), os.fdopen(file.fd, "w", encoding="utf-8", closefd=False) as stream:
-            stream.write(text)
+        with translated(file.partial), os.fdopen(file.fd, "wb", closefd=False) as stream:
+            stream.write(content)
         file.finish()
     except BaseException:
         file.abandon()

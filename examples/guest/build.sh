@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds the examples' guest, a Linux that boots from its own disk in seconds:
 #
-#   .lab/guest/guest.qcow2   2 GiB, some 20 MiB used
+#   .lab/guest/guest.qcow2   2 GiB, some 25 MiB used
 #     sector 0      syslinux' MBR code, partition table
-#     partition 1   FAT: syslinux, kernel, initramfs (busybox and the `init` beside this script)
+#     partition 1   FAT: syslinux, kernel, initramfs (busybox, qemu-ga, and the `init` beside this script)
 #     partition 2   ext4: the guest's data, mounted at /mnt
 #
-# Kernel and busybox come from the distribution's packages, downloaded and unpacked,
-# never installed: this machine's own boot is not touched. No root, mount or loop device is needed.
+# Kernel, busybox and guest agent come from the distribution's packages, downloaded and unpacked,
+# never installed: this machine's own boot is not touched. The agent's libraries are this machine's. No root, mount or loop device is needed.
 # The last line printed is the image's path. Built once; again when a file beside this script changes.
 set -euo pipefail
 
@@ -21,7 +21,7 @@ lab=$root/.lab/guest
 image=$lab/guest.qcow2
 disk_mib=2048
 boot_mib=48
-modules=(virtio_pci virtio_blk nvme ext4) # what the kernel has built in is left out
+modules=(virtio_pci virtio_blk nvme ext4 virtio_console) # what the kernel has built in is left out
 
 say() { echo "guest: $*"; }
 
@@ -63,7 +63,7 @@ fetch() {
 fetch_system() {
     local kernel wanted
     kernel=$(kernel_package) || return 1
-    wanted=("$kernel" busybox-static)
+    wanted=("$kernel" busybox-static qemu-guest-agent)
     available "${kernel/linux-image-/linux-modules-}" && wanted+=("${kernel/linux-image-/linux-modules-}") # Ubuntu
     say "fetching ${wanted[*]}"
     fetch "${wanted[@]}"
@@ -94,12 +94,26 @@ copy_modules() {
     done
 }
 
+# Copies the guest agent and the libraries that it is linked with, each to the path where it looks for them.
+copy_agent() {
+    local tree=$1 agent=$stage/system/usr/sbin/qemu-ga library
+    install -D -m 755 "$agent" "$tree/usr/sbin/qemu-ga"
+    if ldd "$agent" | grep 'not found' >&2; then
+        fail "libraries of the guest agent are missing here; as root: apt-get install qemu-utils"
+    fi
+    # lines are "name => /path (address)" or "/path of the loader (address)"
+    while read -r library; do
+        install -D -m 755 "$library" "$tree$library"
+    done < <(ldd "$agent" | grep -o '/[^ ]*')
+}
+
 make_initramfs() {
     local version=$1 tree=$stage/initramfs
     mkdir -p "$tree/bin"
     cp "$(find "$stage/system" -type f -name busybox -path '*bin/*' | head -n 1)" "$tree/bin/busybox"
     cp "$here/init" "$tree/init"
     chmod 755 "$tree/init" "$tree/bin/busybox"
+    copy_agent "$tree"
     copy_modules "$version" "$tree/lib/modules"
     (cd "$tree" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1) >"$stage/initrd.gz"
 }

@@ -5,7 +5,8 @@
         guest.kill()
 
 QEMU runs without KVM (TCG), so this works on any machine. It has two QMP
-sockets: `qmp_socket` is left to drsync, the other is this class's own. Commands
+sockets: `qmp_socket` is left to drsync, the other is this class's own; and the
+guest agent's channel, `agent_socket`. Commands
 go over the serial console; everything that was ever printed there is in
 `<directory>/console.log`. Only the standard library is used.
 """
@@ -66,6 +67,7 @@ class Guest:
         # A socket's path may have 107 bytes only, which a directory of tests can exceed.
         self._sockets = Path(tempfile.mkdtemp(prefix="drsync-guest-"))
         self.qmp_socket = self._sockets / "drsync.qmp"
+        self.agent_socket = self._sockets / "agent"
         self._command = _qemu_command(self, controller=controller, iothread=iothread, memory_mib=memory_mib)
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
@@ -254,6 +256,8 @@ def _qemu_command(guest: Guest, *, controller: str, iothread: bool, memory_mib: 
     for name, path in (("drsync", guest.qmp_socket), ("control", guest.control_socket)):
         command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
         command += ["-mon", f"chardev={name},mode=control"]
+    command += ["-chardev", f"socket,id=agent,path={guest.agent_socket},server=on,wait=off"]
+    command += ["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
     if iothread:
         command += ["-object", "iothread,id=io0"]
     for number, disk in enumerate(guest.disks):

@@ -91,7 +91,7 @@ def to_qcow2(raw: Path, target: Path) -> None:
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(target)], check=True)
 
 
-def holds(image: Path, image_format: str, raw: Path) -> bool:
-    """Whether an image holds what the raw disk does."""
-    command = ["qemu-img", "compare", "-q", "-f", "raw", "-F", image_format, str(raw), str(image)]
+def holds(image: Path, image_format: str, disk: Path, disk_format: str = "raw") -> bool:
+    """Whether an image holds what the disk does."""
+    command = ["qemu-img", "compare", "-q", "-f", disk_format, "-F", image_format, str(disk), str(image)]
     return subprocess.run(command, check=False).returncode == 0

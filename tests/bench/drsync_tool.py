@@ -40,7 +40,7 @@ class DrsyncTool:
     def _configure(self) -> None:
         directory = self._place.directory
         text = f'[repository]\nurl = "file://{self.stored}"\nkey_file = "{directory}/key"\n'
-        text += f'[spool]\npath = "{directory}/spool"\nreserve = "1MiB"\n'
+        text += f'[spool]\npath = "{directory}/spool"\nreserve = "1MiB"\nstream_above = "1TiB"\n'
         for name, daemon in (("files", self._files), ("sparse", self._sparse)):
             text += f'[[vm]]\nname = "{name}"\nsocket = "{daemon.qmp_socket}"\ndisks = {{ d = "d-d" }}\n'
         self._config.write_text(text)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.disk_data import Piece, to_qcow2
 from bench.measuring import Usage, measure
-from bench.private_libvirt import PrivateLibvirt
-from bench.tools import Place, need
+from bench.tools import NotMeasured, Place, need
+from libvirt_site import LibvirtSite, LibvirtSiteFailed
 
 _PROGRAMS = ("virtnbdbackup", "virtnbdrestore", "libvirtd", "virsh", "qemu-system-x86_64", "qemu-nbd", "unshare")
 _DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend"
@@ -32,7 +32,7 @@ class VirtnbdTool:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._domain = f"drsync-bench-{secrets.token_hex(4)}"
-        self._libvirt: PrivateLibvirt | None = None
+        self._libvirt: LibvirtSite | None = None
         self.reads = place.directory / "disk.qcow2"
         self.stored = place.directory / "backup"
         self.restored = place.directory / "restored" / "disk.qcow2"
@@ -43,7 +43,10 @@ class VirtnbdTool:
         (self._place.directory / "scratch").mkdir()
         xml = self._place.directory / "domain.xml"
         xml.write_text(_DOMAIN.format(name=self._domain, disk=self.reads))
-        self._libvirt = PrivateLibvirt()
+        try:
+            self._libvirt = LibvirtSite()
+        except LibvirtSiteFailed as err:
+            raise NotMeasured(str(err)) from err
         self._libvirt.virsh("define", xml)
         self._libvirt.virsh("start", "--paused", self._domain)
 
@@ -76,9 +79,9 @@ class VirtnbdTool:
         if self._libvirt is None:
             return
         for command in (("destroy", self._domain), ("undefine", "--checkpoints-metadata", self._domain)):
-            with suppress(SystemExit):  # it may not have come so far
+            with suppress(LibvirtSiteFailed):  # it may not have come so far
                 self._libvirt.virsh(*command)
-        self._libvirt.close()
+        self._libvirt.destroy()
         self._libvirt = None
 
     def _backup(self, level: str) -> Usage:
@@ -87,9 +90,9 @@ class VirtnbdTool:
         return measure(["virtnbdbackup", "-U", self._running().uri, *options, *self._socket()], self._place.log)
 
     def _socket(self) -> list[str]:
-        return ["-f", f"{self._running().directory}/nbd"]
+        return ["-f", f"{self._running().path}/nbd"]
 
-    def _running(self) -> PrivateLibvirt:
+    def _running(self) -> LibvirtSite:
         if self._libvirt is None:
             raise RuntimeError("prepare first")
         return self._libvirt

@@ -17,6 +17,11 @@ from command_line import Cli
 from s3_lab import CREDENTIALS
 from storage_daemon import StorageDaemon
 
+from drsync.cli.app import App
+from drsync.cli.daemon import wait_for_guests
+from drsync.session import Session
+from drsync.spool import HeldGuest, boot_id
+
 pytestmark = pytest.mark.qemu
 
 DEADLINE_S = 60.0
@@ -222,3 +227,24 @@ def test_a_store_that_is_away_does_not_keep_it_from_starting_nor_from_stopping_i
     assert time.monotonic() - asked_s < 10
     daemon.logged("stopping: waiting for web")
     daemon.logged("stopped; abandoned, to be settled by the next capture: web")
+
+
+def test_a_daemon_that_leaves_its_threads_behind_waits_until_they_have_let_their_guests_go(cli: Cli) -> None:
+    app = App(config_path=cli.config, as_json=False, verbosity=0)
+    config = app.config()
+    spool = Session(config, app.clock).spool.vm("web")
+
+    def held_by(pid: int) -> HeldGuest:
+        return HeldGuest(boot_id=boot_id(), pid=pid, vm_run="", paused=True, since="2026-11-25T10:00:00+00:00")
+
+    spool.hold(held_by(os.getpid()))
+    timer = threading.Timer(0.5, spool.let_go)
+    timer.start()
+    started_s = time.monotonic()
+    wait_for_guests(config, app)
+    assert 0.4 < time.monotonic() - started_s < 10
+    timer.join()
+    spool.hold(held_by(1))
+    started_s = time.monotonic()
+    wait_for_guests(config, app)
+    assert time.monotonic() - started_s < 0.5

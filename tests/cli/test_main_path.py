@@ -50,8 +50,9 @@ def test_points_restore_to_what_the_disks_held(cli: Cli, vm: StorageDaemon) -> N
 def test_capture_as_json_has_the_point_and_how_it_came(cli: Cli, vm: StorageDaemon) -> None:
     vm.io("root", "write -P 1 0 64k")
     document = cli.ok("capture", "web", "--json").json
-    assert set(document) == {"vm", "result", "point", "shipped_before", "checked_at", "took_seconds"}
+    assert set(document) == {"vm", "result", "point", "shipped_before", "checked_at", "took_seconds", "group"}
     assert (document["vm"], document["result"], document["shipped_before"]) == ("web", "committed", None)
+    assert document["group"] is document["point"]["group"] is document["point"]["quiesce"] is None
     assert document["point"] == cli.ok("points", "web", "--json").json[0]
     unchanged = cli.ok("capture", "web", "--json").json
     assert (unchanged["result"], unchanged["point"]["point"]) == ("unchanged", 1)
@@ -106,6 +107,7 @@ def test_status_tells_state_lag_and_error(cli: Cli, vm: StorageDaemon) -> None:
         "lag_seconds",
         "rpo_seconds",
         "spool_bytes",
+        "seed",
         "error",
         "error_time",
     }

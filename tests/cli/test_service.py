@@ -4,7 +4,8 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from drsync.config.settings import DaemonSettings, SpoolSettings, keys_of
+from drsync.config.settings import DaemonSettings, SpoolSettings
+from drsync.config.table import keys_of
 from drsync.errors import CaptureRunning, DrsyncError, Fenced
 from drsync.units import parse_duration
 

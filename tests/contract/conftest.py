@@ -5,15 +5,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from libvirt_bench import LibvirtBench
 from source_bench import SIZES, DaemonBench, MemoryBench, SourceBench
 from source_protection import Protection
 
 
-@pytest.fixture(params=["memory", "qcow2", "raw"])
+@pytest.fixture(params=["memory", "qcow2", "raw", "libvirt"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBench]:
     with ExitStack() as stack:
         if request.param == "memory":
             bench: SourceBench = MemoryBench()
+        elif request.param == "libvirt":
+            ground = request.getfixturevalue("ground")
+            bench = LibvirtBench(ground, tmp_path / "domain", tmp_path)
         else:
             bench = DaemonBench(tmp_path / "daemon", request.param)
         stack.callback(bench.close)

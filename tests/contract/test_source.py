@@ -1,10 +1,13 @@
-"""Every source keeps the rules C1 to C6 of drsync/source/__init__.py: the reference in memory, and real QEMU.
+"""Every source keeps the rules C1 to C8 of drsync/source/__init__.py: the reference in memory, and real QEMU.
 
 What layers hold is checked with qemu-img (see source_bench.Replica). C3, and what else
 happens when a capture fails, is in test_source_failures.py.
 """
 
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,10 +15,9 @@ import pytest
 from source_bench import KIB, MIB, OTHER_TAG, SIZES, TAG, SourceBench, layer_map, present_blocks
 from source_protection import BOTH_FULL, BOTH_INCREMENTAL, Protection, ours
 
-from drsync.errors import CaptureFailed, DiskMissing, DrsyncError, SourceLost
+from drsync.errors import CaptureFailed, DiskMissing, DrsyncError, SourceLost, SpoolUnusable
 from drsync.model import Consistency, Kind, new_capture_id
 from drsync.source import Base
-from drsync.source.bitmap import Owner
 
 pytestmark = pytest.mark.qemu
 
@@ -187,7 +189,7 @@ def test_bitmaps_survive_a_clean_restart_where_they_can_be_stored(bench: SourceB
         assert present_blocks(layers["root"]) == {0, 5}
     else:
         assert protection.kinds() == BOTH_FULL
-        assert {survey.reason for survey in protection.surveys} == {"bitmap is missing"}
+        assert {survey.reason for survey in protection.surveys} == {bench.missing}
     assert protection.replica.contents() == bench.contents()
 
 
@@ -198,7 +200,7 @@ def test_after_a_power_cut_the_reason_for_the_full_is_said(bench: SourceBench, p
     bench.start()
     protection.point()
     assert protection.kinds() == BOTH_FULL
-    said = "bitmap is inconsistent, QEMU did not end cleanly" if bench.keeps_bitmaps else "bitmap is missing"
+    said = bench.inconsistent if bench.keeps_bitmaps else bench.missing
     assert {survey.reason for survey in protection.surveys} == {said}
     assert protection.replica.contents() == bench.contents()
     protection.point()
@@ -213,7 +215,7 @@ def test_c4_another_base_than_the_bitmaps_capture_makes_a_full(bench: SourceBenc
     bench.write("root", 0, 512, 5)
     protection.point()
     assert protection.kinds() == BOTH_FULL
-    assert {survey.reason for survey in protection.surveys} == {"bitmap is missing"}
+    assert {survey.reason for survey in protection.surveys} == {bench.missing}
     assert protection.replica.contents() == bench.contents()
 
 
@@ -270,7 +272,7 @@ def test_a_disk_that_changes_its_size_after_the_survey_fails_the_capture(
         surveys = source.survey(protection.base)
         bench.resize("root", 6 * MIB)
         layers = protection.layers(surveys)
-        with pytest.raises(CaptureFailed, match="root is not as it was surveyed"):
+        with pytest.raises(CaptureFailed, match=r"(root|vda) is not as it was surveyed"):
             source.capture(new_capture_id(), protection.base, surveys, layers, timeout_s=60)
 
 
@@ -316,8 +318,8 @@ def test_c6_what_is_not_ours_is_left_alone(bench: SourceBench, protection: Prote
     capture = new_capture_id()
     bench.add_bitmap("root", "backup-0")
     bench.add_bitmap("root", f"drsync-{TAG}")
-    bench.add_bitmap("root", Owner(repository=OTHER_TAG, vm="web").bitmap(capture, "root"))
-    bench.add_bitmap("data", Owner(repository=TAG, vm="web2").bitmap(capture, "data"))
+    bench.add_bitmap("root", bench.bitmap("root", capture, tag=OTHER_TAG))
+    bench.add_bitmap("data", bench.bitmap("data", capture, vm="web2"))
     bench.add_foreign_things()
     things = bench.things()
     assert len(things) >= 4
@@ -347,6 +349,116 @@ def test_two_repositories_protect_one_vm_side_by_side(bench: SourceBench, protec
     assert protection.kinds() == BOTH_INCREMENTAL
     assert present_blocks(layers["root"]) == {0}
     assert protection.replica.contents() == bench.contents()
+
+
+class Watched:
+    """An Instant that does something when it is entered and when it is left, and says what it saw."""
+
+    def __init__(
+        self, on_enter: Callable[[], None] = lambda: None, on_leave: Callable[[], None] = lambda: None
+    ) -> None:
+        self.on_enter = on_enter
+        self.on_leave = on_leave
+        self.entered: list[datetime] = []
+        self.left = threading.Event()
+        self.took_s = 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[float]:
+        self.on_enter()
+        self.entered.append(datetime.now(UTC))
+        started_s = time.monotonic()
+        yield 60.0
+        self.took_s = time.monotonic() - started_s
+        self.on_leave()
+        self.left.set()
+
+
+def test_c7_the_instant_is_fixed_between_entering_and_leaving(
+    bench: SourceBench, protection: Protection, tmp_path: Path
+) -> None:
+    protection.point()
+    layers_then: list[str] = []
+
+    def on_enter() -> None:
+        bench.write("root", BLOCK, BLOCK, 5)
+        layers_then.extend(path.name for path in (tmp_path / "spool").glob("1-*.qcow2"))
+
+    watched = Watched(on_enter, lambda: bench.write("root", 3 * BLOCK, BLOCK, 6))
+    with bench.open() as source:
+        point, layers = protection.capture(source, instant=watched)
+        protection.commit(point, layers)
+        source.release(point.capture)
+    assert len(watched.entered) == 1
+    assert sorted(layers_then) == ["1-data.qcow2", "1-root.qcow2"], "the layers were not ready"
+    assert protection.result is not None
+    assert watched.entered[0] <= protection.result.time
+    assert present_blocks(layers["root"]) == {1}
+    layers = protection.point()
+    assert present_blocks(layers["root"]) == {3}
+    assert protection.replica.contents() == bench.contents()
+
+
+def test_c7_the_instant_is_left_before_the_copying_is_waited_for(bench: SourceBench, protection: Protection) -> None:
+    watched = Watched()
+
+    def action() -> None:
+        assert watched.left.wait(10)
+        time.sleep(0.3)
+
+    with bench.open() as source:
+        started_s = time.monotonic()
+        with bench.while_copying(action):
+            protection.capture(source, instant=watched)
+        took_s = time.monotonic() - started_s
+    assert watched.took_s < took_s / 2
+
+
+class InTheInstant(Exception):
+    """What an instant of a test raises."""
+
+
+def refuse() -> None:
+    raise InTheInstant
+
+
+@pytest.mark.parametrize("watched", [Watched(on_enter=refuse), Watched(on_leave=refuse)], ids=["entering", "leaving"])
+def test_c7_what_the_instant_raises_comes_out_and_leaves_nothing(
+    bench: SourceBench, protection: Protection, watched: Watched, tmp_path: Path
+) -> None:
+    protection.point()
+    bench.write("root", 7 * BLOCK, BLOCK, 2)
+    with bench.open() as source:
+        before, things = source.survey(protection.base), bench.things()
+        with pytest.raises(InTheInstant):
+            protection.capture(source, instant=watched)
+        assert bench.things() == things
+        assert source.survey(protection.base) == before
+    assert list((tmp_path / "spool").glob("1-*")) == []
+    protection.point()
+    assert protection.kinds() == BOTH_INCREMENTAL
+    assert protection.replica.contents() == bench.contents()
+
+
+def test_c7_a_capture_that_can_not_begin_has_no_instant(bench: SourceBench, protection: Protection) -> None:
+    watched = Watched()
+    with bench.open() as source:
+        surveys = source.survey(None)
+        layers = {name: path.parent / "nowhere" / path.name for name, path in protection.layers(surveys).items()}
+        with pytest.raises(SpoolUnusable):
+            source.capture(new_capture_id(), None, surveys, layers, timeout_s=60, instant=watched)
+    assert watched.entered == []
+
+
+def test_c8_a_guest_that_runs_is_paused_and_resumed_once(bench: SourceBench) -> None:
+    with bench.open() as source:
+        assert source.is_running() is bench.runs_guest
+        assert source.pause(timeout_s=10) is bench.runs_guest
+        assert source.pause(timeout_s=10) is False
+        assert source.is_running() is False
+        source.resume(timeout_s=10)
+        source.resume(timeout_s=10)
+        assert source.is_running() is bench.runs_guest
 
 
 def test_progress_ends_where_it_said_it_would(bench: SourceBench, protection: Protection) -> None:

@@ -26,11 +26,13 @@ from hypothesis import strategies as st
 from protected_vm import MemoryTarget
 from shipped_vm import Blocks, OracleDisk, content, write_raw
 
-from drsync.errors import TargetExists, TargetUnusable
+from drsync.errors import TargetExists, TargetFull, TargetUnusable
 from drsync.model import BLOCK_SIZE, block_count, block_length
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.target import DiskWriter, Positions
+from drsync.target.block_device import BlockDevice
 from drsync.target.image import ImageDisk, ImageFormat, write_text_file
+from drsync.target.upload import UploadDisk
 
 SECTOR: Final = 512
 SIZE: Final = 5 * BLOCK_SIZE - SECTOR
@@ -104,6 +106,71 @@ class FilePlace:
         return sorted(path.name for path in self.path.parent.iterdir())
 
 
+class FileStream:
+    """A ByteStream into a file, as libvirt writes what is uploaded: never truncated first, a hole is a seek."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._file = path.open("r+b")
+        self._file.seek(offset)
+
+    def send(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def skip(self, length: int) -> None:
+        self._file.truncate(self._file.seek(length, os.SEEK_CUR))
+
+    def finish(self) -> None:
+        self._file.close()
+
+    abort = finish
+
+
+class UploadPlace(FilePlace):
+    """A volume in which a disk is uploaded; it has its name from the beginning, but is no image until the end."""
+
+    def writer(self, size_bytes: int, *, overwrite: bool = False) -> DiskWriter:
+        assert not overwrite
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.touch()
+        if self.format is ImageFormat.RAW:
+            os.truncate(self.path, size_bytes)
+        return UploadDisk(
+            lambda offset: FileStream(self.path, offset),
+            size_bytes,
+            self.format,
+            scratch=self.path.parent,
+            remove=self.path.unlink,
+        )
+
+    def check(self, expected: OracleDisk | None) -> None:
+        if expected is not None:
+            super().check(expected)
+        elif self.path.exists():
+            assert self.path.read_bytes()[:4] != b"QFI\xfb"
+
+
+class DevicePlace(FilePlace):
+    """A device that holds other bytes; a file stands for it, which has no quick way to zeros."""
+
+    def writer(self, size_bytes: int, *, overwrite: bool = False) -> DiskWriter:
+        assert not overwrite
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_bytes(b"\xaa" * size_bytes)
+        return BlockDevice(self.path, size_bytes, remove=self.path.unlink)
+
+
+def _upload(directory: Path) -> FilePlace:
+    return UploadPlace(directory, ImageFormat.QCOW2)
+
+
+def _raw_upload(directory: Path) -> FilePlace:
+    return UploadPlace(directory, ImageFormat.RAW)
+
+
+def _device(directory: Path) -> FilePlace:
+    return DevicePlace(directory, ImageFormat.RAW)
+
+
 def _qcow2(directory: Path) -> FilePlace:
     return FilePlace(directory, ImageFormat.QCOW2)
 
@@ -116,7 +183,16 @@ FILES: Final = [
     pytest.param(_qcow2, id="qcow2", marks=pytest.mark.qemu),
     pytest.param(_raw, id="raw", marks=pytest.mark.qemu),
 ]
-TARGETS: Final = [pytest.param(MemoryPlace, id="memory"), *FILES]
+TARGETS: Final = [
+    pytest.param(MemoryPlace, id="memory"),
+    *FILES,
+    pytest.param(_upload, id="upload", marks=pytest.mark.qemu),
+]
+IN_PLACE: Final = [
+    pytest.param(_raw_upload, id="raw-upload", marks=pytest.mark.qemu),
+    pytest.param(_device, id="device", marks=pytest.mark.qemu),
+]
+"""Targets that are written where they stay: T2 can't hold, and T3 is harder."""
 
 
 @pytest.fixture(params=TARGETS)
@@ -364,7 +440,7 @@ def made(make: Callable[[Path], Place]) -> Iterator[Place]:
         yield make(Path(directory))
 
 
-@pytest.mark.parametrize("make", TARGETS)
+@pytest.mark.parametrize("make", [*TARGETS, *IN_PLACE])
 @given(disk=disks(most_blocks=20), dice=st.randoms(use_true_random=False))
 def test_t3_any_blocks_written_in_any_order_and_pieces_by_several_threads_read_back(
     make: Callable[[Path], Place], disk: tuple[int, Blocks], dice: random.Random
@@ -373,13 +449,50 @@ def test_t3_any_blocks_written_in_any_order_and_pieces_by_several_threads_read_b
         place.check(restore(place.writer(disk[0]), *disk, dice))
 
 
-@pytest.mark.parametrize("make", FILES)
+@pytest.mark.parametrize("make", [*FILES, TARGETS[-1], IN_PLACE[0]])
 @given(disk=disks(most_blocks=2 * TABLE_BLOCKS + 9, edges=EDGES), dice=st.randoms(use_true_random=False))
 def test_t3_blocks_at_the_edges_of_windows_read_back_too(
     make: Callable[[Path], Place], disk: tuple[int, Blocks], dice: random.Random
 ) -> None:
     with made(make) as place:
         place.check(restore(place.writer(disk[0]), *disk, dice))
+
+
+class BrokenStream(FileStream):
+    """A line that breaks after some bytes."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        super().__init__(path, offset)
+        self.left = 2 * BLOCK_SIZE
+
+    def send(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            raise TargetUnusable(path="volume", problem="the line broke")
+        super().send(data)
+
+
+@pytest.mark.parametrize("windows", [1, 6])
+def test_t2_an_upload_whose_line_breaks_ends_and_leaves_nothing(tmp_path: Path, windows: int) -> None:
+    path = tmp_path / "volume"
+    path.touch()
+    size_bytes = windows * WINDOW_BYTES
+    writer = UploadDisk(
+        lambda offset: BrokenStream(path, offset), size_bytes, ImageFormat.RAW, scratch=tmp_path, remove=path.unlink
+    )
+    blocks = written(size_bytes, *(n + k for n in range(0, block_count(size_bytes), TABLE_BLOCKS) for k in range(3)))
+    with pytest.raises(TargetUnusable, match="the line broke"):
+        restore(writer, size_bytes, blocks)
+    writer.abandon()
+    assert not path.exists()
+
+
+def test_a_device_that_is_too_small_is_refused_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    path.write_bytes(bytes(BLOCK_SIZE))
+    with pytest.raises(TargetFull):
+        BlockDevice(path, SIZE, remove=path.unlink)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("count", [63, 64, 65, 130])

@@ -242,6 +242,20 @@ def test_an_answer_of_another_shape_is_not_qemus() -> None:
         monitor.query("query-jobs", list[Job])
 
 
+def test_an_event_before_the_answer_to_the_negotiation_is_no_answer() -> None:
+    """QEMU sends events from the moment that it takes `qmp_capabilities`, and answers it a moment later."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        read_request(connection)
+        connection.sendall(OTHER_EVENT + JOB_EVENT + b'{"return": {}}\n')
+        request = read_request(connection)
+        connection.sendall(json.dumps({"return": 7, "id": request["id"]}).encode() + b"\n")
+
+    with listening(script) as path, connect(path) as monitor:
+        assert monitor.execute("one") == 7
+
+
 def test_only_a_job_ends_the_wait_and_each_only_once() -> None:
     events = OTHER_EVENT + JOB_EVENT + JOB_EVENT
     answers = (b'{"return": {}, "id": ID}\n', events + b'{"return": {}, "id": ID}\n' + OTHER_EVENT)

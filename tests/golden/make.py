@@ -4,6 +4,7 @@ Run once, by hand, when a format is released; never to make a failing test pass.
 What it made is never changed or made again: a release that can't restore it is wrong.
 
     PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2
+    PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-seeded
 """
 
 import hashlib
@@ -81,6 +82,28 @@ HISTORY: Final = [
 ]
 
 
+SEEDED_HISTORY: Final = [
+    # 1: a first full that was read live in three rounds, a later one over an earlier one, and the capture over all
+    Step(
+        disks={"root": root({0: 1, 4: ZEROED, 5: 3}, whole=True), "data": data({1: 17}, whole=True)},
+        rounds=[
+            {"root": {0: 5, 1: 7, 2: INCOMPRESSIBLE, 3: 9, 4: 11, 11: 6}, "data": {0: 15, 1: 13}},
+            {"root": {1: 19, 3: ZEROED, 5: 21}},
+            {"root": {3: 23}, "data": {0: ZEROED, 4: 25}},
+        ],
+    ),
+    # 2: an ordinary increment on it
+    Step(disks={"root": root({5: 27, 8: 29}), "data": data({0: 31})}),
+    # 3: a resync that was read live, beside an increment that was
+    Step(
+        disks={"root": root({1: 33, 6: ZEROED}, whole=True), "data": data({2: 35})},
+        rounds=[{"root": {0: ZEROED, 6: 37, 9: 39}, "data": {3: 41}}, {"root": {9: 43, 10: 45}, "data": {3: ZEROED}}],
+    ),
+    # 4 is the fence of the host that takes over, 5 its first point: an increment of so many that they take packs
+    Step(disks={"root": root({n: 47 + 2 * n for n in range(8)}), "data": data({0: ZEROED})}, taken_over=True),
+]
+
+
 def make(folder: Path) -> None:
     """Make the folder with the repository, its two keys, and what each point must restore to.
 
@@ -90,7 +113,8 @@ def make(folder: Path) -> None:
     folder.mkdir()
     store = DirectoryStore((folder / "repository").absolute())
     with tempfile.TemporaryDirectory() as layers:
-        vm = ShippedVm(Path(layers), store=store).run(HISTORY)
+        history = SEEDED_HISTORY if folder.name.endswith("-seeded") else HISTORY
+        vm = ShippedVm(Path(layers), store=store).run(history)
     assert vm.recovery is not None
     newest = max(vm.points)
     write_heartbeat(

@@ -116,7 +116,22 @@ def recover(cli: Cli, golden: Golden, key: Path, disk: str, output: Path, *words
 def test_there_is_a_repository_of_every_released_format() -> None:
     from drsync.format import FORMAT_VERSION
 
-    assert [folder.name for folder in FOLDERS] == [f"format-{n}" for n in range(1, FORMAT_VERSION + 1)]
+    released = [f"format-{n}" for n in range(1, FORMAT_VERSION + 1)]
+    assert [folder.name for folder in FOLDERS] == sorted([*released, "format-1-seeded"])
+
+
+def test_the_seeded_one_has_packs_of_several_rounds() -> None:
+    from drsync.keyfile import read_key_file
+    from drsync.log import Log
+    from drsync.repository import open_repository
+    from drsync.store.directory import DirectoryStore
+
+    folder = Path(__file__).parent / "format-1-seeded"
+    store = DirectoryStore((folder / "repository").absolute())
+    (Path(folder) / "key").chmod(0o600)
+    repository = open_repository(store, read_key_file(folder / "key"), folder / "key")
+    log = Log(repository.vm("web"))
+    assert [len(log.read(seq).meta.rounds) for seq in (1, 2, 3)] == [3, 0, 2]
 
 
 @EVERY

@@ -8,23 +8,7 @@ import pytest
 from guest import Guest, GuestDisk
 from storage_daemon import DaemonDisk, StorageDaemon
 
-ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="session")
-def guest_image() -> Path:
-    """The guest's disk, to be used as a backing file or copied: never boot it itself."""
-    built = subprocess.run(
-        ["bash", ROOT / "examples/guest/build.sh"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if built.returncode != 0:
-        pytest.fail(f"the guest can't be built: {built.stdout}{built.stderr}")
-    return Path(built.stdout.splitlines()[-1])
 
 
 @pytest.fixture

@@ -179,3 +179,21 @@ def test_a_vms_socket_in_use_is_busy_and_one_that_is_gone_unreachable(guest: Gue
     guest.kill()
     with pytest.raises(SourceUnreachable, match="Connection refused"):
         QmpSource(options)
+
+
+def test_a_guest_can_be_paused_around_the_instant(machine: Guest, tmp_path: Path) -> None:
+    """What a group of VMs does: no VM runs on until all have been captured."""
+    captures = Captures(machine, tmp_path)
+    machine.check("(while :; do date +%s%N >> /mnt/ticks; sync; done) >/dev/null 2>&1 &")
+    with QmpSource(captures.options) as source:
+        assert source.is_running()
+        assert source.pause(timeout_s=10) is True
+        assert machine.execute("query-status")["status"] == "paused"
+        assert not source.is_running()
+        assert source.pause(timeout_s=10) is False
+        captures.take(source)
+        assert machine.execute("query-status")["status"] == "paused"
+        source.resume(timeout_s=10)
+        assert machine.execute("query-status")["status"] == "running"
+        before = int(machine.check("wc -l < /mnt/ticks"))
+        assert int(machine.check("sleep 1; wc -l < /mnt/ticks")) > before

@@ -14,10 +14,10 @@ from storage_daemon import DaemonDisk, StorageDaemon
 from drsync.errors import CaptureFailed, DiskMissing, NotQmp, SourceBusy
 from drsync.model import Kind, new_capture_id
 from drsync.source import Base, BaseDisk, DiskSurvey
-from drsync.source.backup import make_layer
+from drsync.source.backup import identity, make_layer
 from drsync.source.bitmap import Owner
-from drsync.source.monitor import Peer
 from drsync.source.qmp import QmpOptions, QmpSource
+from drsync.source.unix_socket import Peer
 
 pytestmark = pytest.mark.qemu
 
@@ -220,7 +220,7 @@ def test_a_layer_belongs_to_the_user_that_qemu_runs_as(tmp_path: Path) -> None:
     user = NOBODY if os.geteuid() == 0 else os.geteuid()
     extra = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, **extra) as process:  # type: ignore[call-overload] # user and group
-        make_layer(tmp_path / "layer.qcow2", MIB, Peer(pid=process.pid, uid=0, gid=0))
+        make_layer(tmp_path / "layer.qcow2", MIB, identity(Peer(pid=process.pid, uid=0, gid=0)))
         process.communicate()
     assert (tmp_path / "layer.qcow2").stat().st_uid == user
     assert (tmp_path / "layer.qcow2").stat().st_mode & 0o777 == 0o600

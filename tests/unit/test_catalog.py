@@ -1,14 +1,30 @@
 """Points, which one is meant, and how far behind the newest one is."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shipped_vm import DiskStep, ShippedVm, Step
 
-from drsync.catalog import Point, State, choose, lag_s, parse_time, points, points_of, state_of
+from drsync.catalog import (
+    GroupTold,
+    Point,
+    QuiesceTold,
+    State,
+    choose,
+    group_points,
+    lag_s,
+    parse_time,
+    point_of,
+    points,
+    points_of,
+    state_of,
+)
 from drsync.errors import ChainBroken, UnknownPoint
 from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, CaptureId, Consistency, Kind
@@ -183,3 +199,62 @@ def test_the_lag_is_the_age_of_what_could_be_restored_and_never_negative(
 )
 def test_the_state_of_a_vm(lag: float | None, rpo_s: float | None, error: str, fenced: bool, expected: State) -> None:
     assert state_of(lag=lag, rpo_s=rpo_s, error=error, fenced=fenced) is expected
+
+
+def member(
+    vm: str, number: int, instant: str, *, members: Sequence[str], reason: str = "", after_s: float = 0
+) -> Point:
+    """A point of a group's member."""
+    told = GroupTold(
+        name="shop",
+        id=instant,
+        consistent=not reason,
+        reason=reason,
+        skew_ms=2.5,
+        members={name: CaptureId("0" * 16) for name in members},
+    )
+    quiesce = QuiesceTold(asked=Consistency.CRASH, reason="", group=told)
+    return replace(point(number, NOON + timedelta(seconds=after_s)), vm=vm, quiesce=quiesce)
+
+
+def test_the_instants_of_a_group_are_found_among_all_points_of_all_vms() -> None:
+    both = ("app", "db")
+    known = [
+        point(1, NOON),
+        member("app", 8, "b", members=both, after_s=60),
+        member("db", 10, "b", members=both, after_s=59),
+        member("app", 7, "a", members=both),
+        member("db", 9, "a", members=both),
+        replace(member("app", 6, "c", members=both), quiesce=None),
+    ]
+    first, second = group_points("shop", known)
+    assert {vm: p.number for vm, p in first.points.items()} == {"app": 7, "db": 9}
+    assert (first.consistent, first.reason, first.missing, first.skew_ms) == (True, "", [], 2.5)
+    assert (second.id, second.time) == ("b", NOON + timedelta(seconds=59))
+    assert group_points("other", known) == []
+
+
+def test_an_instant_of_which_a_members_point_is_missing_does_not_fit_together() -> None:
+    (found,) = group_points("shop", [member("app", 7, "a", members=("app", "db"))])
+    assert (found.consistent, found.missing, found.reason) == (False, ["db"], "no point of db")
+
+
+def test_an_instant_that_a_member_says_is_flawed_is_flawed() -> None:
+    known = [member("app", 7, "a", members=["app"], reason="db failed: no"), member("db", 3, "b", members=["db"])]
+    found = {p.id: p for p in group_points("shop", known)}
+    assert (found["a"].consistent, found["a"].reason) == (False, "db failed: no")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [None, "no", [], {}, {"asked": "best", "reason": ""}, {"asked": "crash", "reason": "", "group": {"name": "shop"}}],
+)
+def test_what_a_definition_tells_in_another_way_is_passed_over(vm: ShippedVm, told: object) -> None:
+    vm.run([step(root={0: 1})])
+    segment = vm.log.read(1)
+    meta = segment.meta.point
+    assert meta is not None
+    changed = msgspec.structs.replace(meta, definition={"quiesce": told})
+    found = point_of(replace(segment, meta=msgspec.structs.replace(segment.meta, point=changed)), None)
+    assert found is not None
+    assert found.quiesce is None

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drsync.config import Config, load_config, parse_config
-from drsync.config.settings import SOURCES, TABLES, keys_of
-from drsync.errors import ConfigInvalid, ConfigMissing, UnknownVm
+from drsync.config import Config, LibvirtSource, QmpSource, captured_together, load_config, parse_config
+from drsync.config.key import shown
+from drsync.config.settings import SOURCES, TABLES
+from drsync.config.table import keys_of
+from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import is_name
 from drsync.units import GiB
 
@@ -47,8 +49,11 @@ def test_a_url_and_a_vm_are_all_that_must_be_written() -> None:
     assert config.spool.path == Path("/var/lib/drsync/spool")
     assert config.spool.reserve_bytes == 2 * GiB
     (vm,) = config.vms
+    assert isinstance(vm.source, QmpSource)
     assert (vm.name, vm.source.socket, vm.source.disks) == ("web", Path("/run/web.qmp"), None)
     assert (vm.rpo_s, vm.capture_timeout_s) == (300, 600)
+    assert (vm.consistency, vm.source.agent, vm.freeze_timeout_s, vm.on_freeze_failure) == ("crash", None, 10, "crash")
+    assert (vm.group, vm.group_pause) == (None, True)
     assert (config.daemon.parallel, config.daemon.host, config.daemon.stop_timeout_s) == (2, "alpha", 60)
 
 
@@ -61,11 +66,10 @@ def test_the_example_shows_every_key_and_each_default_as_it_is() -> None:
     example = (ROOT / "examples/drsync.toml").read_text()
     for table in [*TABLES.values(), *SOURCES.values()]:
         for key in keys_of(table).values():
-            shown = re.search(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", example, re.MULTILINE)
-            assert shown is not None, key.name
+            found = re.findall(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", example, re.MULTILINE)
+            assert found, key.name
             if key.default is not None:
-                wanted = f'"{key.default}"' if isinstance(key.default, str) else str(key.default)
-                assert shown[1] == wanted, key.name
+                assert (key.default if key.default == "[]" else shown(key.default)) in found, key.name
 
 
 def test_the_documentation_has_every_key_with_default_meaning_and_reason() -> None:
@@ -74,7 +78,8 @@ def test_the_documentation_has_every_key_with_default_meaning_and_reason() -> No
         section = re.search(rf"^## .*\b{name}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
         assert section is not None, name
         for key in keys_of(table).values():
-            default = "required" if key.required else f"`{key.default}`" if key.default is not None else "none"
+            written = shown(key.default).strip('"')
+            default = "required" if key.required else f"`{written}`" if key.default is not None else "none"
             assert f"| `{key.name}` | {default} | {key.meaning} | {key.why} |" in section[0], key.name
 
 
@@ -108,16 +113,59 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (VM, "[repository]: url is missing"),
         (REPOSITORY + "kye_file = 'x'", '[repository]: unknown key "kye_file"; did you mean key_file?'),
         (REPOSITORY + "rpo = '1m'", '[repository]: unknown key "rpo"; it belongs to [[vm]]'),
-        (REPOSITORY + "socket = 'x'", '[repository]: unknown key "socket"; it belongs to [[vm]]'),
+        (REPOSITORY + "socket = 'x'", '[repository]: unknown key "socket"; it belongs to [[vm]] with source = "qmp"'),
+        (REPOSITORY + "match = 'a'", '[repository]: unknown key "match"; it belongs to [[protect]]'),
         (REPOSITORY + "parallel = 2", '[repository]: unknown key "parallel"; it belongs to [daemon]'),
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
-        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, repository, spool, vm'),
+        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, limits, protect, repository, spool, vm'),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
+        (REPOSITORY + VM + "consistency = 'full'", '[[vm]] "web": consistency: "full" is not known; use "crash" or'),
+        (REPOSITORY + VM + "consistency = 'filesystem'", '[[vm]] "web": consistency = "filesystem" needs agent, the'),
+        (REPOSITORY + VM + "on_freeze_failure = true", '[[vm]] "web": on_freeze_failure: true is not known; use'),
+        (REPOSITORY + VM + "freeze_timeout = '100ms'", '[[vm]] "web": freeze_timeout: '),
+        (REPOSITORY + VM + "group_pause = 'yes'", '[[vm]] "web": group_pause: "yes" is neither true nor false'),
+        (REPOSITORY + VM + "group = 'my shop'", '[[vm]] "web": group: "my shop" is not a name'),
+        (REPOSITORY + VM + f"agent = '/{'x' * 107}'", '[[vm]] "web": agent: /xxxxx'),
+        (
+            REPOSITORY + VM + "group = 'g'\n[[vm]]\nname = 'db'\nsocket = 's'\ngroup = 'g'\nrpo = '1m'",
+            '[[vm]] "db": rpo is not that of "web", which is in the group "g", too',
+        ),
+        (
+            REPOSITORY + VM + "group = 'g'\n[[vm]]\nname = 'db'\nsocket = 's'\ngroup = 'g'\ngroup_pause = false",
+            '[[vm]] "db": group_pause is not that of "web", which is in the group "g", too',
+        ),
+        (
+            REPOSITORY + VM + "agent = 'a'\n[[vm]]\nname = 'db'\nsocket = 's'\nagent = 'a'",
+            '[[vm]]: agent = "/etc/drsync/a" stands 2 times; it must be unique',
+        ),
         (REPOSITORY + VM + "sokcet = 'a'", '[[vm]] "web": unknown key "sokcet"; did you mean socket?'),
         (REPOSITORY + "[[vm]]\nname = 'web'", '[[vm]] "web": socket is missing'),
         (REPOSITORY + "[[vm]]\nsocket = 'a'", "[[vm]] number 1: name is missing"),
-        (REPOSITORY + VM + "source = 'kvm'", '[[vm]] "web": source: "kvm" is not a source; use "qmp"'),
+        (REPOSITORY + VM + "source = 'kvm'", '[[vm]] "web": source: "kvm" is not a source; use "qmp" or "libvirt"'),
+        (REPOSITORY + "[protect]\nmatch='a'", "protect is not a list of tables; write [[protect]], with two brackets"),
+        (REPOSITORY + "[[protect]]\nrpo='1m'", "[[protect]] number 1: match is missing"),
+        (
+            REPOSITORY + "[[protect]]\nmatch='a'\nsource='qmp'",
+            '[[protect]] number 1: source: "qmp" is not a source that VMs can be looked for in; use "libvirt"',
+        ),
+        (
+            REPOSITORY + "[[vm]]\nname='a'\nsource='libvirt'\nuri='xen:///'",
+            '[[vm]] "a": uri: "xen:///" is not a URI of libvirt\'s QEMU driver on this host; write "qemu:///system"',
+        ),
+        (
+            REPOSITORY + "[[protect]]\nmatch='a'\nuri='qemu+ssh://b/system'",
+            '[[protect]] number 1: uri: "qemu+ssh://b/system" is not a URI of libvirt\'s QEMU driver on this host; '
+            'write "qemu:///system"',
+        ),
+        (
+            REPOSITORY + "[[vm]]\nname='a'\nsource='libvirt'\nexclude='vdb'",
+            '[[vm]] "a": exclude: "vdb" is not a list of texts; write for example ["vdb"]',
+        ),
+        (
+            REPOSITORY + "[[vm]]\nname='a'\nsource='libvirt'\nsocket='x'",
+            '[[vm]] "a": unknown key "socket"; it belongs to [[vm]] with source = "qmp"',
+        ),
         (REPOSITORY + VM + "source = ['qmp']", """[[vm]] "web": source: ['qmp'] is not a source; use "qmp\""""),
         (REPOSITORY + VM + "disks = {}", '[[vm]] "web": disks: {} is not a table of disks; write for example'),
         (REPOSITORY + VM + "disks = { a = 3 }", '[[vm]] "web": disks: a = 3 is not the name of a block node'),
@@ -192,16 +240,32 @@ def test_relative_paths_start_at_the_files_directory(tmp_path: Path) -> None:
     config = load_config(path)
     assert config.repository.key_file == tmp_path / "key"
     assert config.spool.path == tmp_path / "../spool"
-    assert config.vm("web").source.socket == tmp_path / "web.qmp"
+    (vm,) = config.vms
+    assert isinstance(vm.source, QmpSource)
+    assert vm.source.socket == tmp_path / "web.qmp"
 
 
 def test_a_home_directory_is_written_in_full() -> None:
     assert problem_of(REPOSITORY + "[spool]\npath = '~/spool'").endswith("write it in full, as /home/NAME/...")
 
 
-def test_an_unknown_vm_is_answered_with_those_that_are_there() -> None:
-    with pytest.raises(UnknownVm, match="no VM named wbe; there are: web"):
-        parse(REPOSITORY + VM).vm("wbe")
+def test_a_libvirt_vm_needs_its_name_alone() -> None:
+    (vm,) = parse(REPOSITORY + "[[vm]]\nname = 'web'\nsource = 'libvirt'\n").vms
+    assert vm.source == LibvirtSource(domain=None, uri="qemu:///system", exclude=())
+
+
+def test_every_key_of_libvirt_is_read() -> None:
+    text = "[[vm]]\nname = 'web'\nsource = 'libvirt'\ndomain = 'Web 1'\nuri = 'qemu:///session'\nexclude = ['vdb']\n"
+    (vm,) = parse(REPOSITORY + text).vms
+    assert vm.source == LibvirtSource(domain="Web 1", uri="qemu:///session", exclude=("vdb",))
+
+
+def test_a_pattern_protects_what_it_matches() -> None:
+    (protect,) = parse(
+        REPOSITORY + "[[protect]]\nmatch = 'prod-*'\nexclude_vms = ['prod-test*']\nrpo = '1m'\n"
+    ).protects
+    assert (protect.match, protect.exclude_vms, protect.exclude, protect.rpo_s) == ("prod-*", ("prod-test*",), (), 60)
+    assert (protect.source, protect.uri, protect.capture_timeout_s) == ("libvirt", "qemu:///system", 600)
 
 
 def test_values_are_frozen() -> None:
@@ -249,3 +313,9 @@ def test_any_document_is_either_read_or_refused_in_words(document: dict[str, obj
     config, problems = read_document(document, PATH, host_name="alpha")
     assert (config is None) == bool(problems)
     assert all(problem and problem.isprintable() for problem in problems)
+
+
+def test_the_vms_of_a_group_are_captured_together() -> None:
+    more = "".join(f"[[vm]]\nname = '{n}'\nsocket = '{n}'\ngroup = 'shop'\n" for n in ("db", "cache"))
+    config = parse(REPOSITORY + VM + more)
+    assert [[vm.name for vm in vms] for vms in captured_together(config.vms)] == [["web"], ["db", "cache"]]

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,9 @@ import pytest
 
 from drsync.cadence import FIRST_WITHIN_S, Cadence, Drift
 from drsync.capture import Outcome, Result
-from drsync.config import Config, VmSettings, parse_config
+from drsync.config import Config, LibvirtSource, VmSettings, parse_config
 from drsync.daemon import Daemon, Request, backoff_s
-from drsync.errors import ConfigInvalid, Fenced, StoreUnavailable, WrongKey
+from drsync.errors import ConfigInvalid, DrsyncError, Fenced, LibvirtUnreachable, StoreUnavailable, WrongKey
 from drsync.model import Progress, SystemClock
 from drsync.systemd import Notifier
 
@@ -58,14 +58,25 @@ class ScriptedCaptures:
 
     def __init__(self, script: Mapping[str, Callable[[], None]] | None = None) -> None:
         self.script = dict(script or {})
+        self.seeds: dict[str, Callable[[Callable[[], bool]], Result]] = {}
+        """VMs that have to be seeded, and how that goes."""
         self.counts: Counter[str] = Counter()
+        self.found: Sequence[VmSettings] = ()
+        self.trouble: DrsyncError | None = None
         self.times: dict[str, list[float]] = {}
         self.running = 0
         self.most_running = 0
         self.beats = 0
+        self.groups: list[tuple[str, ...]] = []
         self._lock = threading.Lock()
 
-    def capture(self, vm: str, _progress: Progress, /) -> Outcome:
+    def capture(
+        self, vm: str, _progress: Progress, /, *, may_seed: bool = False, stop: Callable[[], bool] = bool
+    ) -> Outcome:
+        if vm in self.seeds and not may_seed:
+            return outcome_of(vm, Result.SEED_DUE)
+        if vm in self.seeds:
+            return outcome_of(vm, self.seeds[vm](stop))
         with self._lock:
             self.counts[vm] += 1
             self.times.setdefault(vm, []).append(time.monotonic())
@@ -78,13 +89,36 @@ class ScriptedCaptures:
                 self.running -= 1
         return unchanged(vm)
 
+    def capture_together(
+        self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
+    ) -> Mapping[str, Outcome | Exception]:
+        """A group: its members end as their scripts say, one after the other."""
+        with self._lock:
+            self.groups.append(tuple(names))
+        results: dict[str, Outcome | Exception] = {}
+        for name in names:
+            try:
+                results[name] = self.capture(name, progress_of(name), may_seed=may_seed)
+            except Exception as err:  # noqa: BLE001 - as a group hands it over
+                results[name] = err
+        return results
+
+    def vms(self) -> Sequence[VmSettings]:
+        if self.trouble is not None:
+            raise self.trouble
+        return self.found
+
     def beat(self) -> None:
         with self._lock:
             self.beats += 1
 
 
+def outcome_of(vm: str, result: Result) -> Outcome:
+    return Outcome(vm=vm, result=result, segment=None, shipped_before=None, checked_at=datetime.now(UTC))
+
+
 def unchanged(vm: str) -> Outcome:
-    return Outcome(vm=vm, result=Result.UNCHANGED, segment=None, shipped_before=None, checked_at=datetime.now(UTC))
+    return outcome_of(vm, Result.UNCHANGED)
 
 
 class RecordingNotifier(Notifier):
@@ -149,6 +183,7 @@ def running(
         clock=clock or SystemClock(),
         notifier=notifier,
         poll_s=0.02,
+        look_s=0.02,
     )
     work = Running(daemon, notifier)
     try:
@@ -156,6 +191,18 @@ def running(
     finally:
         if work.finished() is None:
             work.stop()
+
+
+def pattern_config(*vms: str) -> Config:
+    """VMs that are named, and a pattern."""
+    text = b'[repository]\nurl = "file:///srv/repository"\n[[protect]]\nmatch = "*"\n'
+    protects = parse_config(text, Path("/etc/drsync/drsync.toml")).protects
+    return replace(config_of(*vms), protects=protects)
+
+
+def found_vm(name: str) -> VmSettings:
+    source = LibvirtSource(domain=name, uri="qemu:///system", exclude=())
+    return replace(config_of(name).vms[0], source=source)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -481,6 +528,246 @@ def test_a_host_without_vms_still_runs_and_stops() -> None:
         assert work.stop() is True
 
 
+# ---- groups ------------------------------------------------------------------------------------
+
+
+def grouped(config: Config, group: str, *names: str) -> Config:
+    return replace(config, vms=[replace(vm, group=group if vm.name in names else vm.group) for vm in config.vms])
+
+
+def test_the_vms_of_a_group_are_one_job_and_the_others_are_not_in_it() -> None:
+    captures = ScriptedCaptures()
+    with running(grouped(config_of("web", "db", "app"), "shop", "db", "app"), captures) as work:
+        wait_until(lambda: len(captures.groups) >= 3 and captures.counts["web"] >= 3)
+        assert work.stop() is True
+    assert set(captures.groups) == {("db", "app")}
+    assert captures.counts["db"] == captures.counts["app"] == len(captures.groups)
+
+
+def test_a_member_that_is_fenced_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    captures = ScriptedCaptures({"db": raising(Fenced(vm="db", writer="0123", epoch=2))})
+    with running(grouped(config_of("db", "app"), "shop", "db", "app"), captures):
+        wait_until(lambda: captures.counts["app"] >= 4)
+    assert captures.groups[:2] == [("db", "app"), ("app",)]
+    assert captures.counts["db"] == 1
+    assert "vm=db fenced: " in caplog.text
+
+
+def test_a_member_that_stays_away_does_not_make_the_others_be_captured_all_the_time() -> None:
+    captures = ScriptedCaptures({"db": raising(StoreUnavailable(url="s3://b", problem="503"))})
+    config = grouped(config_of("db", "app", rpo_s=0.5), "shop", "db", "app")
+    with running(config, captures):
+        wait_until(lambda: captures.counts["db"] >= 4)  # tried again after 1 s, 2 s, 4 s; then by its slots
+        wait_until(lambda: len(captures.times["app"]) >= 7)
+    gaps = [b - a for a, b in pairwise(captures.times["app"])]
+    assert all(gap > 0.9 for gap in gaps[:3])
+    assert all(0.3 < gap < 1.5 for gap in gaps[4:6]), gaps
+
+
+def test_a_bug_in_a_groups_capture_is_each_members_failure(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(ScriptedCaptures):
+        def capture_together(
+            self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
+        ) -> Mapping[str, Outcome | Exception]:
+            raise ZeroDivisionError
+
+    captures = Broken()
+    with running(grouped(config_of("db", "app", "web"), "shop", "db", "app"), captures):
+        wait_until(lambda: "vm=app failed" in caplog.text and captures.counts["web"] >= 3)
+    assert "vm=db failed times=1, tried again with back-off: a bug in drsync" in caplog.text
+
+
+def test_a_group_waits_for_a_capture_of_one_of_its_vms_that_began_before_a_reload() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        assert leave.wait(DEADLINE_S)
+
+    captures = ScriptedCaptures({"db": slow})
+    new = grouped(config_of("db", "app", "web"), "shop", "db", "app")
+    with running(config_of("db"), captures, load=lambda: new) as work:
+        assert entered.wait(DEADLINE_S)
+        work.daemon.ask(Request.RELOAD)
+        wait_until(lambda: captures.counts["web"] >= 5)
+        assert captures.groups == []
+        leave.set()
+        wait_until(lambda: len(captures.groups) >= 1)
+
+
 def test_vm_settings_of_a_test_are_those_of_a_file() -> None:
     (vm,) = config_of("web").vms
     assert isinstance(vm, VmSettings)
+
+
+# ---- seeds -------------------------------------------------------------------------------------
+
+
+class Seeding:
+    """A seed that goes on until it is told to stop, or to end."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.ends = False
+
+    def __call__(self, stop: Callable[[], bool]) -> Result:
+        self.begun += 1
+        while not self.ends:
+            if stop():
+                return Result.SEEDING
+            time.sleep(0.005)
+        return Result.COMMITTED
+
+
+def test_a_seed_holds_up_no_other_vm(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="drsync")
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with running(config_of("big", "web", parallel=1), captures):
+        wait_until(lambda: seed.begun == 1)
+        before = captures.counts["web"]
+        wait_until(lambda: captures.counts["web"] >= before + 5)
+        assert seed.begun == 1
+        captures.seeds = {}
+        seed.ends = True
+        wait_until(lambda: captures.counts["big"] >= 3)  # its increments are captures like any other
+    assert "vm=big has to be seeded: its disks are read live" in caplog.text
+
+
+def test_seeds_wait_for_each_other() -> None:
+    captures, first, second = ScriptedCaptures(), Seeding(), Seeding()
+    captures.seeds = {"big": first, "bigger": second}
+    with running(config_of("big", "bigger", "web"), captures):
+        wait_until(lambda: first.begun + second.begun == 1)
+        before = captures.counts["web"]
+        wait_until(lambda: captures.counts["web"] >= before + 5)
+        assert first.begun + second.begun == 1
+        first.ends = second.ends = True
+        wait_until(lambda: first.begun >= 1 and second.begun >= 1)
+
+
+def test_a_seed_stops_at_once_when_the_daemon_is_asked_to_stop() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with running(config_of("big", stop_timeout_s=DEADLINE_S), captures) as work:
+        wait_until(lambda: seed.begun == 1)
+        began_s = time.monotonic()
+        assert work.stop()
+        assert time.monotonic() - began_s < DEADLINE_S / 2
+
+
+def test_a_seed_is_handed_over_when_the_configuration_is_read_again() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    with running(config_of("big"), captures) as work:
+        wait_until(lambda: seed.begun == 1)
+        work.daemon.ask(Request.RELOAD)
+        wait_until(lambda: seed.begun == 2)
+
+
+def test_a_member_that_has_to_be_seeded_is_seeded_by_itself_while_its_group_goes_on() -> None:
+    captures, seed = ScriptedCaptures(), Seeding()
+    captures.seeds = {"big": seed}
+    config = grouped(config_of("big", "app", "db", parallel=1), "shop", "big", "app", "db")
+    with running(config, captures):
+        wait_until(lambda: seed.begun == 1)
+        before = len(captures.groups)
+        wait_until(lambda: len(captures.groups) >= before + 5)
+        assert seed.begun == 1
+        captures.seeds = {}
+        seed.ends = True
+        wait_until(lambda: captures.counts["big"] >= 3)  # it is captured with its group again
+    assert captures.groups[0] == ("big", "app", "db")
+    assert set(captures.groups[1:before]) <= {("app", "db")}
+    assert captures.groups[-1] == ("big", "app", "db")
+    assert captures.groups.count(("big", "app", "db")) == captures.counts["big"] + 1
+
+
+def test_a_group_whose_members_are_all_seeded_comes_together_again() -> None:
+    captures = ScriptedCaptures()
+    begun, ends = [], threading.Event()
+
+    def seed_of(name: str) -> Callable[[Callable[[], bool]], Result]:
+        def seed(_stop: Callable[[], bool]) -> Result:
+            begun.append(name)
+            assert ends.wait(DEADLINE_S)
+            del captures.seeds[name]
+            return Result.COMMITTED
+
+        return seed
+
+    captures.seeds = {"big": seed_of("big"), "bigger": seed_of("bigger")}
+    with running(grouped(config_of("big", "bigger"), "shop", "big", "bigger"), captures):
+        wait_until(lambda: len(begun) == 1)
+        time.sleep(0.3)  # several slots, in which there is nobody to capture
+        assert captures.groups == [("big", "bigger")]
+        ends.set()
+        wait_until(lambda: captures.groups.count(("big", "bigger")) >= 3)
+    assert sorted(begun) == ["big", "bigger"]
+
+
+def test_a_seed_that_fails_is_tried_again_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    seed = Seeding()
+
+    def failing(stop: Callable[[], bool]) -> Result:
+        if seed.begun == 0:
+            seed.begun += 1
+            raise StoreUnavailable(url="s3://b", problem="503")
+        return seed(stop)
+
+    captures = ScriptedCaptures()
+    captures.seeds = {"big": failing}
+    with running(grouped(config_of("big", "app"), "shop", "big", "app"), captures):
+        wait_until(lambda: seed.begun == 2)
+        assert set(captures.groups[1:]) <= {("app",)}
+    assert caplog.text.count("vm=big failed code=30 times=1, tried again with back-off") == 1
+
+
+def test_a_member_that_is_fenced_while_it_is_seeded_is_given_up() -> None:
+    def fenced(_stop: Callable[[], bool]) -> Result:
+        raise Fenced(vm="big", writer="0123", epoch=2)
+
+    captures = ScriptedCaptures()
+    captures.seeds = {"big": fenced}
+    with running(grouped(config_of("big", "app"), "shop", "big", "app"), captures):
+        wait_until(lambda: captures.counts["app"] >= 10)
+    assert captures.groups.count(("big", "app")) == 1
+
+
+# ---- patterns ----------------------------------------------------------------------------------
+
+
+def test_a_vm_that_appears_is_captured_and_one_that_is_gone_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="drsync")
+    captures = ScriptedCaptures()
+    config = pattern_config("named")
+    captures.found = [*config.vms]
+    with running(config, captures) as work:
+        wait_until(lambda: captures.counts["named"] > 0)
+        captures.found = [*config.vms, found_vm("a"), found_vm("b")]
+        wait_until(lambda: captures.counts["a"] > 1 and captures.counts["b"] > 1)
+        captures.found = [found_vm("b")]  # a VM that the file names stays, whoever finds it
+        wait_until(lambda: "vm=a is gone from libvirt" in caplog.text)
+        settled = captures.counts["a"]
+        before = captures.counts["b"], captures.counts["named"]
+        wait_until(lambda: captures.counts["b"] > before[0] + 2 and captures.counts["named"] > before[1] + 2)
+        assert captures.counts["a"] <= settled + 1
+        captures.found = [found_vm("a")]
+        wait_until(lambda: captures.counts["a"] > settled + 2)
+        assert work.stop()
+    assert caplog.text.count("vm=a was found: it is protected from now on") == 2
+    assert "vm=named is gone" not in caplog.text
+
+
+def test_while_libvirt_does_not_answer_the_vms_that_are_known_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    captures = ScriptedCaptures()
+    config = pattern_config()
+    captures.found = [found_vm("a")]
+    with running(config, captures):
+        wait_until(lambda: captures.counts["a"] > 0)
+        captures.trouble = LibvirtUnreachable(vm="*", uri="qemu:///system", problem="connection refused")
+        wait_until(lambda: "VMs can't be looked for" in caplog.text)
+        before = captures.counts["a"]
+        wait_until(lambda: captures.counts["a"] > before + 2)
+    assert caplog.text.count("VMs can't be looked for") == 1
+    assert "virsh -c 'qemu:///system' list --all" in caplog.text

@@ -20,6 +20,8 @@ RANGES = {
     "SourceError": range(50, 60),
     "SpoolError": range(60, 70),
     "TargetError": range(70, 80),
+    "RecoveryError": range(80, 90),
+    "GuestError": range(90, 100),
 }
 
 

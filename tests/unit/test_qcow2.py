@@ -108,10 +108,8 @@ def test_an_image_over_another_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.qcow2"
-    key = "secret,id=s,data=abc"
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    qemu_img.run("qemu-img", "create", "-q", "--object", key, "-f", "qcow2", "-o", options, path, "1M")
+    path = qemu_img.create(tmp_path / "a.qcow2", MIB)
+    patch(path, 32, struct.pack(">I", 2))  # LUKS; to make a real one, qemu-img measures the processor, and may give up
     assert "encryption 2" in refused(path)
 
 

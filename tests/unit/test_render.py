@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
 
 import pytest
+from command_line import logging_as_before
 from fake_clock import FakeClock
 
 from drsync.cli import render
@@ -79,14 +81,9 @@ def test_time_left_is_only_told_when_it_is_known(done: int, total: int, took_s: 
 
 
 @pytest.fixture
-def quiet_logging() -> object:
-    root, own = logging.getLogger(), logging.getLogger("drsync")
-    before = root.handlers[:], root.level, own.level
-    yield None
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
-    return None
+def quiet_logging() -> Iterator[None]:
+    with logging_as_before():
+        yield
 
 
 @pytest.mark.usefixtures("quiet_logging")

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec import json, structs
 
-from drsync.errors import CaptureRunning, SpoolFull, SpoolUnusable
+from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency
-from drsync.spool import CaptureState, Spool, SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
+from drsync.spool import CaptureState, HeldGuest, Spool, SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
 
 MIB = 1024 * 1024
+NOBODY = 65534
 FIRST = CaptureId("0" * 16)
 SECOND = CaptureId("1" * 16)
 
@@ -276,3 +277,48 @@ def test_a_spool_that_is_not_there_yet_is_told_where_it_must_be(tmp_path: Path) 
         spool.vm("web").begin(FIRST, ["root"])
     assert spool.vm("web").used_bytes() == 0
     assert spool.vm("web").waiting() is None
+
+
+def test_a_spool_that_a_user_can_pass_through_is_passable(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        if directory.stat().st_uid == os.geteuid() and directory != Path("/tmp"):  # noqa: S108  its mode is right
+            directory.chmod(directory.stat().st_mode | 0o011)
+    spool = Spool(tmp_path / "spool", 0)
+    spool.vm("web").check_passable(NOBODY, NOBODY)  # it is not made yet
+    with spool.vm("web").locked():
+        spool.vm("web").check_passable(NOBODY, NOBODY)
+    (tmp_path / "spool").chmod(0o700)
+    spool.vm("web").check_passable(0, 0)
+    spool.vm("web").check_passable(os.geteuid(), os.getegid())
+    with pytest.raises(SpoolClosed) as caught:
+        spool.vm("web").check_passable(NOBODY, NOBODY)
+    assert caught.value.remedy == f"chmod o+x {tmp_path / 'spool'}"
+    (tmp_path / "spool").chmod(0o701)
+    spool.vm("web").check_passable(NOBODY, NOBODY)
+
+
+def test_one_process_at_a_time_captures_a_group(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    with spool.group_locked("shop"):
+        with pytest.raises(CaptureRunning) as caught, spool.group_locked("shop"):
+            pass
+        assert str(caught.value) == f"VM of group shop is being captured by process {os.getpid()}"
+        with spool.group_locked("other"), spool.vm("shop").locked():
+            pass
+    with spool.group_locked("shop"):
+        pass
+
+
+def test_a_note_of_a_held_guest_is_kept_until_it_is_let_go(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    vm = spool.vm("web")
+    assert (vm.held(), spool.held_vms()) == (None, [])
+    vm.let_go()
+    note = HeldGuest(boot_id=boot_id(), pid=7, vm_run="1-2", paused=True, since="2026-11-25T10:00:00+00:00")
+    vm.hold(note)
+    assert (vm.held(), spool.held_vms(), note.what) == (note, ["web"], "frozen and paused")
+    assert vm.waiting() is None, "it is not a capture"
+    vm.hold(structs.replace(note, boot_id="another"))
+    assert vm.held() is None
+    vm.let_go()
+    assert spool.held_vms() == []

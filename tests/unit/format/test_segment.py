@@ -4,13 +4,14 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import json as fast_json
+from msgspec import structs
 from strategies import disk_rows, pack_entries
 
 from drsync.format import Malformed
@@ -218,6 +219,42 @@ def test_f14_packs_that_do_not_follow_each_other_are_refused(bounds: list[tuple[
     index = encode_segment(meta_of([], len(bounds)), pack_table(entries_at(*bounds)), [])
     with pytest.raises(Malformed, match="packs are not in order"):
         decode_segment(index, FRAMES_START)
+
+
+OVERLAPPING: Final = [(0, 5), (9, 12), (3, 10), (11, 11), (0, 12)]
+
+
+def test_f14_packs_of_another_round_may_lie_over_those_before() -> None:
+    meta = structs.replace(meta_of([], 5), rounds=[2, 2, 1])
+    decoded, packs, _ = decode_segment(encode_segment(meta, pack_table(entries_at(*OVERLAPPING)), []), FRAMES_START)
+    assert decoded.rounds == [2, 2, 1]
+    assert decoded.round_bounds == [(0, 2), (2, 4), (4, 5)]
+    assert len(packs) == 5
+
+
+def test_f14_a_segment_of_one_round_is_what_it_was_before_there_were_rounds() -> None:
+    index = encode_segment(meta_of([], 1), pack_table(entries_at((0, 5))), [])
+    assert b"rounds" not in index
+    assert decode_segment(index, FRAMES_START)[0].round_bounds == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "problem"),
+    [
+        ([5], "rounds are none, empty or too many"),
+        ([2, 3, 0], "rounds are none, empty or too many"),
+        ([6, -1], "rounds are none, empty or too many"),
+        ([1] * 4097, "rounds are none, empty or too many"),
+        ([2, 2], "its rounds have 4 packs and it lists 5"),
+        ([2, 4], "its rounds have 6 packs and it lists 5"),
+        ([3, 2], "packs are not in order"),
+        ([1, 4], "packs are not in order"),
+    ],
+)
+def test_f14_rounds_that_do_not_fit_their_packs_are_refused(rounds: list[int], problem: str) -> None:
+    meta = structs.replace(meta_of([], 5), rounds=rounds)
+    with pytest.raises(Malformed, match=problem):
+        decode_segment(encode_segment(meta, pack_table(entries_at(*OVERLAPPING)), []), FRAMES_START)
 
 
 def test_f10_a_pack_that_is_longer_than_any_object_is_refused() -> None:

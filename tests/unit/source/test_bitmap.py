@@ -84,8 +84,12 @@ CASES = {
 }
 
 
+def right_name(case: Case) -> str:
+    return "" if case.base is None else OWNER.bitmap(case.base.capture, case.disk)
+
+
 def decided(case: Case) -> Decision:
-    return decide(case.disk, case.size_bytes, case.bitmaps, case.base, owner=OWNER, full=case.full)
+    return decide(case.disk, case.size_bytes, case.bitmaps, case.base, name=right_name(case), full=case.full)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -125,7 +129,7 @@ def test_only_one_combination_of_all_makes_an_increment() -> None:
 
 def test_the_dirty_bytes_are_never_more_than_the_disk() -> None:
     base = Base(capture=BASE_CAPTURE, disks=[BaseDisk(name="root", size_bytes=512)])
-    assert decide("root", 512, [bitmap()], base, owner=OWNER).dirty_bytes == 512
+    assert decide("root", 512, [bitmap()], base, name=RIGHT).dirty_bytes == 512
 
 
 def test_a_bitmaps_name_tells_its_capture_to_its_owner_alone() -> None:

@@ -1,0 +1,419 @@
+"""Captures a running domain through libvirt, which owns the monitor of its QEMUs.
+
+One call of virDomainBackupBegin takes all disks at one instant and starts the
+new bitmaps, as a checkpoint; libvirt lets QEMU copy (push mode) into layers
+that are there already:
+
+    checkpoint of C  ──▶ backup, incremental ──▶ layer 1, layer 2
+    checkpoint of P  begins at the same instant
+
+The old checkpoint stays until `release`. Its record in libvirt and its bitmaps
+in the images can part; what counts is the bitmap (see libvirt_checkpoints.py).
+
+libvirt's transaction adds the new bitmap, then merges the old one for the copy,
+then starts the copy, disk by disk (qemuBackupBegin). With iothreads the guest
+writes on in between: such a write would be in the new bitmap and not in the
+layer, and the point would be torn. So a guest with iothreads is paused for the
+milliseconds of that call.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import libvirt
+
+from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
+from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
+from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source.backup import boot_of_host, make_layer
+from drsync.source.bitmap import Owner, no_increment
+from drsync.source.libvirt_checkpoints import Checkpoints
+from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
+from drsync.source.libvirt_definition import describe, is_other_image
+from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, wait_until_closed
+from drsync.source.libvirt_xml import DiskCopy, DomainDisk, DomainXml, backup_xml, checkpoint_xml, read_domain
+from drsync.source.watch import Watch
+
+log = logging.getLogger(__name__)
+
+_CANCEL_TIMEOUT_S: Final = 60.0
+"""A cancelled job ends when its requests in flight are done; longer means that a disk hangs."""
+_PAUSED_BY_US: Final = "paused-by-drsync"
+"""A file beside the layers while the guest is paused: whoever finds it after a crash lets the guest go on."""
+RAW_REASON: Final = "libvirt keeps no bitmap of a {format} image, so all of it is read every time"
+BROKEN_REASON: Final = "bitmap is missing or broken: QEMU did not end cleanly, or the image is another one"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtOptions:
+    """Which domain, and where."""
+
+    vm: str
+    domain: str
+    """Its name or UUID."""
+    uri: str
+    repository_tag: str
+    """First 8 hex digits of the repository's id: checkpoints of other repositories are not ours."""
+    layers: Path
+    """The directory below which all layers of this VM lie: a backup job that writes there is ours."""
+    exclude: Collection[str] = ()
+    """Targets of disks that are not captured."""
+
+
+class LibvirtSource:
+    """A Source over libvirt, of a domain that runs. Not thread-safe."""
+
+    def __init__(self, options: LibvirtOptions, domain: LibvirtDomain, *, clock: Clock | None = None) -> None:
+        """`domain` is open and runs; it belongs to this session from now on."""
+        self._options = options
+        self._clock = clock or SystemClock()
+        self._owner = Owner(repository=options.repository_tag, vm=options.vm)
+        self._domain = domain
+        self._jobs = BackupJobs(domain, self._clock)
+
+    def survey(
+        self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
+    ) -> Sequence[DiskSurvey]:
+        with self._translated():
+            self._domain.check_run("survey")
+            if tidy:
+                self._let_go()
+                self._end_dead_jobs()
+            self._refuse_while_busy()
+            xml = domain_xml(self._domain, self._options)
+            checkpoints = self._checkpoints(xml)
+            if tidy:
+                self._remove_dead(checkpoints, xml, {*keep, *([base.capture] if base is not None else [])})
+            sizes = {disk.target: self._size(disk) for disk in xml.disks}
+            reasons = {disk.target: self._problem(disk, sizes[disk.target], base, full=full) for disk in xml.disks}
+            dirty: dict[str, int] = {}
+            wanted = [target for target, reason in reasons.items() if not reason]
+            if base is not None and wanted:
+                dirty = checkpoints.dirty_bytes(base.capture, wanted)
+        return [_surveyed(disk, sizes[disk.target], reasons[disk.target], dirty) for disk in xml.disks]
+
+    def capture(
+        self,
+        capture: CaptureId,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        layers: Mapping[str, Path],
+        *,
+        timeout_s: float,
+        keep_free_bytes: int = 0,
+        progress: Progress | None = None,
+        instant: Instant = at_once,
+    ) -> CaptureResult:
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
+        try:
+            with self._translated():
+                return self._capture(capture, base, disks, layers, instant, watch, deadline_s)
+        except TimeoutError as err:
+            raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+        raise self._not_live()
+
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
+        raise self._not_live()
+
+    def _not_live(self) -> LiveUnavailable:
+        """libvirt owns its QEMUs' NBD server; reading through its pull mode is another way, which is not there yet."""
+        return LiveUnavailable(vm=self._options.vm, problem="a domain of libvirt can't be read live")
+
+    def incarnation(self) -> str:
+        return f"{boot_of_host()} {self._domain.uuid} {self._domain.run_id}"
+
+    def is_running(self) -> bool:
+        self._domain.check_run("is_running")
+        with self._translated():
+            return bool(self._state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+
+    def pause(self, *, timeout_s: float) -> bool:
+        """libvirt bounds its calls itself: by its keepalive, and by how long it waits for a domain's job."""
+        if not self.is_running():
+            return False
+        with self._translated():
+            self._domain.call("virDomainSuspend", self._domain.handle.suspend)
+        return True
+
+    def resume(self, *, timeout_s: float) -> None:
+        self._domain.check_run("resume")
+        with self._translated():
+            self._resume()
+
+    def release(self, keep: CaptureId) -> None:
+        with self._translated():
+            self._domain.check_run("release")
+            checkpoints = self._checkpoints(domain_xml(self._domain, self._options))
+            for capture in checkpoints.captures():
+                if capture != keep:
+                    checkpoints.remove(capture)
+
+    def close(self) -> None:
+        self._domain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _state(self) -> tuple[int, int]:
+        """The domain's state and its reason (virDomainState)."""
+        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
+        return state, reason
+
+    def _resume(self) -> None:
+        """Let it go on, unless it is not paused, or not by a request."""
+        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
+            self._domain.call("virDomainResume", self._domain.handle.resume)
+
+    # What libvirt has
+
+    def _checkpoints(self, xml: DomainXml) -> Checkpoints:
+        return Checkpoints(self._domain, self._owner, [*(disk.target for disk in xml.disks), *xml.excluded])
+
+    def _size(self, disk: DomainDisk) -> int:
+        """The disk's size, which QEMU tells."""
+        info = self._domain.call("virDomainGetBlockInfo", lambda: self._domain.handle.blockInfo(disk.target))
+        return int(info[0])
+
+    def _problem(self, disk: DomainDisk, size_bytes: int, base: Base | None, *, full: bool) -> str:
+        """Why no bitmap at all could make an increment of this disk; empty if one could."""
+        problem = no_increment(disk.target, size_bytes, base, full=full)
+        if problem or base is None:
+            return problem
+        if not disk.keeps_bitmaps:
+            return RAW_REASON.format(format=disk.top.format)
+        return is_other_image(base, disk.target, [storage.source for storage in disk.chain])
+
+    def _refuse_while_busy(self) -> None:
+        """A domain has one job at a time; one that arrives by a migration must not have its disks held, either."""
+        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+            raise self._failed("virDomainGetState", "the VM is being migrated")
+        blocker = self._jobs.blocker(self._is_layer)
+        if blocker:
+            raise self._failed("virDomainGetJobStats", blocker)
+
+    # Taking a capture
+
+    def _capture(
+        self,
+        capture: CaptureId,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        layers: Mapping[str, Path],
+        instant: Instant,
+        watch: Watch,
+        deadline_s: float,
+    ) -> CaptureResult:
+        made: list[Path] = []
+        try:
+            self._domain.check_run("capture")
+            self._refuse_while_busy()
+            xml = domain_xml(self._domain, self._options)
+            copies = self._plan(base, disks, layers, xml)
+            definition = describe(self._domain, xml)
+            for disk in disks:
+                make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
+                made.append(layers[disk.name])
+            with self._jobs.watched() as ended:
+                time = self._begin(capture, copies, xml, instant)
+                self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
+            wait_until_closed(made, self._clock)
+        except BaseException as err:
+            self._abandon(capture, made, err)
+            raise
+        return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
+
+    def _plan(
+        self, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path], xml: DomainXml
+    ) -> list[DiskCopy]:
+        present = {disk.target: disk for disk in xml.disks}
+        copies = []
+        for disk in disks:
+            now = present.get(disk.name)
+            if now is None or self._size(now) != disk.size_bytes:
+                raise self._failed("virDomainGetBlockInfo", f"disk {disk.name} is not as it was surveyed")
+            incremental = disk.kind is Kind.INCREMENTAL and base is not None
+            copy = DiskCopy(
+                target=disk.name,
+                layer=layers[disk.name],
+                incremental=self._owner.checkpoint(base.capture) if incremental and base is not None else "",
+                checkpoint=now.keeps_bitmaps,
+            )
+            copies.append(copy)
+        return copies
+
+    def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml, instant: Instant) -> datetime:
+        """Start all bitmaps and all copies at one instant; returns the time that the disks show.
+
+        The clock is read before, not after: the point then surely holds all that the
+        guest had written by that time, so the loss reckoned from it is never understated.
+        """
+        targets = [*(disk.target for disk in xml.disks), *xml.excluded]
+        kept = [copy.target for copy in copies if copy.checkpoint]
+        backup = backup_xml(copies, [t for t in targets if t not in {copy.target for copy in copies}])
+        others = [target for target in targets if target not in kept]
+        checkpoint = checkpoint_xml(self._owner.checkpoint(capture), kept, others) if kept else None
+        with instant(), self._paused() if xml.has_iothreads else _going_on():
+            time = self._clock.now().astimezone(UTC)
+            self._fix_instant(backup, checkpoint)
+        return time
+
+    def _fix_instant(self, backup: str, checkpoint: str | None) -> None:
+        """The one call that takes all disks as they are now."""
+        flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+        self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(backup, checkpoint, flags))
+
+    # Pausing, for iothreads
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """The guest stands still inside, if it was running. After a crash in between, the next survey lets it go on."""
+        if self._state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            yield
+            return
+        self._mark.write_text(f"{self._domain.uuid} {self._domain.run_id}")
+        try:
+            self._domain.call("virDomainSuspend", self._domain.handle.suspend)
+            yield
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let a guest go on that this or an earlier drsync has paused."""
+        try:
+            paused = self._mark.read_text()
+        except FileNotFoundError:
+            return
+        if paused == f"{self._domain.uuid} {self._domain.run_id}":
+            self._resume()
+        self._mark.unlink(missing_ok=True)
+
+    @property
+    def _mark(self) -> Path:
+        return self._options.layers / _PAUSED_BY_US
+
+    # Clearing away
+
+    def _abandon(self, capture: CaptureId, made: Sequence[Path], cause: BaseException) -> None:
+        """Undo a capture as far as libvirt still answers; what is left, the next survey clears away."""
+        if not isinstance(cause, SourceLost):
+            try:
+                self._end_dead_jobs()
+                checkpoints = self._checkpoints(domain_xml(self._domain, self._options))
+                if capture in checkpoints.captures():
+                    checkpoints.remove(capture)
+            except (SourceLost, CaptureFailed, LibvirtRefused) as err:
+                log.warning("vm=%s capture=%s is not cleared away yet: %s", self._options.vm, capture, err)
+        for path in made:
+            path.unlink(missing_ok=True)
+
+    def _end_dead_jobs(self) -> None:
+        try:
+            self._jobs.end_ours(self._is_layer, timeout_s=_CANCEL_TIMEOUT_S)
+        except TimeoutError as err:
+            raise self._failed("virDomainAbortJob", f"a backup did not end in {_CANCEL_TIMEOUT_S:g} s") from err
+
+    def _is_layer(self, path: Path) -> bool:
+        return path.is_relative_to(self._options.layers)
+
+    def _remove_dead(self, checkpoints: Checkpoints, xml: DomainXml, keep: Collection[CaptureId]) -> None:
+        """Remove our checkpoints of other captures than those in `keep`, and bitmaps that nobody has a record of.
+
+        One that can't be removed now harms nobody, and is tried again.
+        """
+        dead = [capture for capture in checkpoints.captures() if capture not in keep]
+        known = {*dead, *keep}
+        for capture in dead:
+            try:
+                checkpoints.remove(capture)
+            except LibvirtRefused as err:
+                log.warning("vm=%s checkpoint of %s stays for now: %s", self._options.vm, capture, err.text)
+        for capture, target in checkpoints.stored(xml.disks):
+            if capture not in known:
+                checkpoints.remove_bitmap(self._owner.checkpoint(capture), target)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except LibvirtRefused as err:
+            raise self._failed(err.operation, err.text) from err
+        except BackupFailed as err:
+            raise self._failed("virDomainBackupBegin", str(err)) from err
+
+    def _failed(self, operation: str, problem: str) -> CaptureFailed:
+        return CaptureFailed(vm=self._options.vm, operation=operation, problem=problem)
+
+
+def domain_xml(domain: LibvirtDomain, options: LibvirtOptions) -> DomainXml:
+    """What libvirt says of the domain; it has a disk to capture.
+
+    Raises:
+        DiskMissing: it has none, or all are excluded.
+    """
+    text = domain.call("virDomainGetXMLDesc", lambda: domain.handle.XMLDesc(0))
+    xml = read_domain(text, options.exclude)
+    if not xml.disks:
+        known = ", ".join(xml.excluded) or "none"
+        raise DiskMissing(vm=options.vm, node="that is not excluded", known=known)
+    return xml
+
+
+def open_source(options: LibvirtOptions, *, clock: Clock | None = None) -> Source:
+    """A session with a domain, whether it runs or is off.
+
+    Raises:
+        LibvirtUnreachable, DomainMissing: as LibvirtDomain.
+    """
+    from drsync.source.libvirt_offline import OfflineSource  # noqa: PLC0415  it builds on this module
+
+    domain = LibvirtDomain(options.vm, options.uri, options.domain)
+    return LibvirtSource(options, domain, clock=clock) if domain.active else OfflineSource(options, domain, clock=clock)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    yield
+
+
+def _surveyed(disk: DomainDisk, size_bytes: int, reason: str, dirty: Mapping[str, int]) -> DiskSurvey:
+    if not reason and disk.target not in dirty:
+        reason = BROKEN_REASON
+    return DiskSurvey(
+        name=disk.target,
+        size_bytes=size_bytes,
+        kind=Kind.FULL if reason else Kind.INCREMENTAL,
+        reason=reason,
+        copy_bytes=_full_bytes(disk, size_bytes) if reason else min(dirty[disk.target], size_bytes),
+        persistent=disk.keeps_bitmaps,
+    )
+
+
+def _full_bytes(disk: DomainDisk, size_bytes: int) -> int:
+    """Upper bound of what a full copies: what its images take where the host can tell, else the disk's size.
+
+    A layer needs tables beside that, to say of the rest that it is zeros.
+    """
+    tables_bytes = -(-block_count(size_bytes) // 8192) * 65536
+    used = 0
+    for storage in disk.chain:
+        if storage.type != "file" or storage.path is None:
+            return size_bytes + tables_bytes
+        try:
+            used += storage.path.stat().st_blocks * 512
+        except OSError:
+            return size_bytes + tables_bytes
+    return min(used, size_bytes) + tables_bytes

@@ -1,0 +1,38 @@
+"""A store that writes at a pace: for stores that take an object in one go, such as a directory."""
+
+from collections.abc import Iterator
+
+from drsync.model import Pace
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+
+
+class PacedStore:
+    """An ObjectStore around `inner` whose writes wait for `pace`; reads don't."""
+
+    def __init__(self, inner: ObjectStore, pace: Pace) -> None:
+        self._inner = inner
+        self._pace = pace
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def create(self, key: str, body: Bytes, *, sha256: bytes) -> None:
+        self._pace.take(memoryview(body).nbytes)
+        self._inner.create(key, body, sha256=sha256)
+
+    def replace(self, key: str, body: Bytes) -> None:
+        self._pace.take(memoryview(body).nbytes)
+        self._inner.replace(key, body)
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        return self._inner.get(key, limit_bytes=limit_bytes)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        return self._inner.get_range(key, offset, length)
+
+    def get_tail(self, key: str, length: int) -> Tail:
+        return self._inner.get_tail(key, length)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        return self._inner.list(prefix, after=after)
