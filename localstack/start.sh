@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts LocalStack, an S3 (and more of AWS) on this machine, without Docker; prints its endpoint.
-# Does the set-up on its own: .venv-localstack from requirements.txt, about a minute, once.
+# Does the set-up on its own: .venv-localstack from requirements.txt and plugin/, about a minute, once.
 # Can be run any number of times: a LocalStack that runs on the port already is used as it is.
 #
 #   bash localstack/start.sh                          at http://127.0.0.1:4566
@@ -62,15 +62,30 @@ install() {
     echo "$wanted" >"$venv/.installed"
 }
 
+# The plug-in's code is used where it lies; its entry points are what an installation remembers. Built apart from the
+# environment: plux, which LocalStack brings, stands in the way of setuptools there.
+install_plugin() {
+    local wanted
+    wanted=$({ echo "$root" && cat localstack/requirements-build.txt localstack/plugin/pyproject.toml; } | sha256sum)
+    if [ -f "$venv/.plugin" ] && [ "$(cat "$venv/.plugin")" = "$wanted" ]; then
+        return
+    fi
+    say "installing the plug-in: EBS direct and VM Import"
+    logged env PIP_CONSTRAINT=localstack/requirements-build.txt \
+        "$venv/bin/python" -m pip install --quiet --no-deps --editable localstack/plugin
+    echo "$wanted" >"$venv/.plugin"
+}
+
 # env -i: nothing of the user's AWS settings reaches it. The settings, all documented by LocalStack but the last:
 # FILESYSTEM_ROOT + OVERRIDE_IN_DOCKER=0: its own directories are below there, also on a machine that is a container;
 # DNS_ADDRESS=0: no name server on port 53; DISABLE_EVENTS: nothing is reported to its makers;
-# SKIP_SSL_CERT_DOWNLOAD: it makes its certificate itself; HOME, TMPDIR: where Python and its libraries write.
+# SKIP_SSL_CERT_DOWNLOAD: it makes its certificate itself; HOME, TMPDIR: where Python and its libraries write;
+# DRSYNC_LOCALSTACK_FAULTS: the plug-in's (plugin/README.md).
 start() {
     mkdir -p "$state/root" "$state/home" "$state/tmp"
     setsid env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
         HOME="$state/home" TMPDIR="$state/tmp" FILESYSTEM_ROOT="$state/root" OVERRIDE_IN_DOCKER=0 \
-        GATEWAY_LISTEN="127.0.0.1:$port" DNS_ADDRESS=0 DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 \
+        DRSYNC_LOCALSTACK_FAULTS="${DRSYNC_LOCALSTACK_FAULTS:-}" GATEWAY_LISTEN="127.0.0.1:$port" DNS_ADDRESS=0 DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 \
         "$venv/bin/python" -P localstack/serve.py >"$state/log" 2>&1 </dev/null 9>&- &
     echo $! >"$state/pid"
 }
@@ -100,6 +115,7 @@ main() {
     exec 9>"$root/.lab/localstack/lock"
     flock 9 # two at once: the second one finds all done
     install
+    install_plugin
     if [ "${1:-}" = "--install-only" ]; then
         say "installed"
         return

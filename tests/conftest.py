@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ec2_lab import Cloud, connect
 from hypothesis import settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
 
@@ -86,3 +87,13 @@ def bucket(
     s3_client.create_bucket(Bucket=made.name)
     yield made
     made.remove()
+
+
+@pytest.fixture
+def cloud(localstack: str) -> Iterator[Cloud]:
+    """An AWS account of this test's own, without faults."""
+    made = connect(localstack, f"{secrets.randbelow(10**12 - 10**11) + 10**11}")
+    made.faults()
+    yield made
+    made.faults()
+    made.close()

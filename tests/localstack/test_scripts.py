@@ -121,7 +121,8 @@ def test_a_running_one_that_is_not_ours_is_used_as_it_is(localstack: str) -> Non
 def test_compose_and_host_mode_are_the_same_release() -> None:
     pinned = (ROOT / "localstack/requirements.txt").read_text().splitlines()
     assert "localstack-core==4.12.0" in pinned
-    assert "image: localstack/localstack:4.12.0" in (ROOT / "localstack/compose.yaml").read_text()
+    assert "build: ." in (ROOT / "localstack/compose.yaml").read_text()
+    assert "FROM localstack/localstack:4.12.0" in (ROOT / "localstack/Dockerfile").read_text()
 
 
 def test_every_package_is_pinned() -> None:

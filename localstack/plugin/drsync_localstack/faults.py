@@ -1,0 +1,188 @@
+"""What a test can switch on: what AWS does to its callers, and a double would not do by itself.
+
+Set over HTTP (`PUT /_drsync/faults`, control.py) or, for a LocalStack that is about to start, as JSON in the variable
+DRSYNC_LOCALSTACK_FAULTS. A field that is not named goes back to its default: `{}` switches all off.
+
+    {
+      "visibility_delay_s": 2,       a snapshot "does not exist" for so long after StartSnapshot
+                                     (seen on AWS for up to 2 min: awslabs/coldsnap#43, #56)
+      "completion_delay_s": 1,       a snapshot is `pending` for so long after CompleteSnapshot
+      "import_step_s": 0.5,          each step of an import task takes so long
+      "pending_limit": 100,          snapshots that may be pending (known: a fixed quota)
+      "empty_pages": true,           each listing's first page is empty, with a NextToken (known: API reference)
+      "rates": {"PutSnapshotBlock": 1000},      requests a second, more are throttled (known: quotas, 1000/s)
+      "rules": [                     the next `times` calls of an operation are hit
+        {"operation": "PutSnapshotBlock", "times": 3, "error": "throttle"},
+        {"operation": "StartSnapshot", "times": 1, "error": {"code": "InternalServerException", "status": 500}},
+        {"operation": "CompleteSnapshot", "times": 1, "after": true, "error": {"code": "…", "status": 500}},
+        {"operation": "PutSnapshotBlock", "times": 1, "delay_s": 30}],   (stalls: awslabs/coldsnap#437)
+      "import_failures": ["ClientError: Unsupported kernel version 5.9"]   the next import tasks fail with these
+    }
+
+With `"after": true` the operation takes place and its answer is lost, as when a connection breaks.
+The answer to GET says how often each has hit (`fired`), so that a test can check that its fault took place.
+
+Known are the error codes: EBS direct's RequestThrottledException is a 400 (botocore), EC2's RequestLimitExceeded a 503.
+"""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from drsync_localstack.refusal import Refused
+
+EBS_OPERATIONS = frozenset(
+    {
+        "StartSnapshot",
+        "PutSnapshotBlock",
+        "CompleteSnapshot",
+        "GetSnapshotBlock",
+        "ListSnapshotBlocks",
+        "ListChangedBlocks",
+    }
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Rule:
+    """The next `times` calls of `operation` are hit."""
+
+    operation: str
+    times: int
+    error: Refused | None = None
+    delay_s: float = 0.0
+    after: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The faults that are on; by default none."""
+
+    visibility_delay_s: float = 0.0
+    completion_delay_s: float = 0.0
+    import_step_s: float = 0.0
+    pending_limit: int = 100
+    empty_pages: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    import_failures: tuple[str, ...] = ()
+
+
+class Faults:
+    """The settings, and what has fired since they were set."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.settings = Settings()
+        self._now = now
+        self._lock = threading.Lock()
+        self._fired: Counter[str] = Counter()
+        self._import_failures: list[str] = []
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def set(self, document: Mapping[str, Any]) -> None:
+        """Replace all settings.
+
+        Raises:
+            ValueError: something in the document is no setting.
+        """
+        settings = parse_settings(document)
+        with self._lock:
+            self.settings = settings
+            self._fired.clear()
+            self._buckets.clear()
+            self._import_failures = list(settings.import_failures)
+
+    def fired(self) -> dict[str, int]:
+        """How often each fault has hit since `set`: by operation, or by the setting's name."""
+        with self._lock:
+            return dict(self._fired)
+
+    def note(self, name: str) -> None:
+        """A fault that its place applies itself has hit."""
+        with self._lock:
+            self._fired[name] += 1
+
+    def hit(self, operation: str, *, after: bool = False) -> None:
+        """Apply what is due to one call of an operation; called before it, and again after it.
+
+        Raises:
+            Refused: the call is to fail.
+        """
+        rule = self._due(operation, after=after)
+        if rule is not None and rule.delay_s:
+            time.sleep(rule.delay_s)
+        if rule is not None and rule.error is not None:
+            raise rule.error
+        if not after and self._exceeds_rate(operation):
+            self.note(operation)
+            raise throttled(operation)
+
+    def next_import_failure(self) -> str | None:
+        """The message that the next import task is to fail with."""
+        with self._lock:
+            if not self._import_failures:
+                return None
+            self._fired["import_failures"] += 1
+            return self._import_failures.pop(0)
+
+    def _due(self, operation: str, *, after: bool) -> Rule | None:
+        with self._lock:
+            for rule in self.settings.rules:
+                if rule.operation == operation and rule.after == after and rule.times > 0:
+                    rule.times -= 1
+                    self._fired[operation] += 1
+                    return rule
+        return None
+
+    def _exceeds_rate(self, operation: str) -> bool:
+        """A token bucket that holds one second's requests."""
+        rate = self.settings.rates.get(operation, math.inf)
+        if rate == math.inf:
+            return False
+        with self._lock:
+            tokens, then = self._buckets.get(operation, (rate, self._now()))
+            now = self._now()
+            tokens = min(rate, tokens + (now - then) * rate)
+            self._buckets[operation] = (max(tokens - 1, 0.0) if tokens >= 1 else tokens, now)
+        return tokens < 1
+
+
+def throttled(operation: str) -> Refused:
+    """What AWS answers to too many requests."""
+    if operation in EBS_OPERATIONS:
+        return Refused("RequestThrottledException", "Rate exceeded", reason="ACCOUNT_THROTTLED")
+    return Refused("RequestLimitExceeded", "Request limit exceeded.", status=503)
+
+
+def parse_settings(document: Mapping[str, Any]) -> Settings:
+    """The settings that a JSON document names.
+
+    Raises:
+        ValueError: something in it is no setting.
+    """
+    try:
+        fields = dict(document)
+        fields["rules"] = tuple(_parse_rule(rule) for rule in fields.get("rules", ()))
+        fields["import_failures"] = tuple(str(message) for message in fields.get("import_failures", ()))
+        return Settings(**fields)
+    except (TypeError, KeyError, AttributeError) as err:
+        raise ValueError(f"not a setting of faults: {err}") from err
+
+
+def _parse_rule(rule: Mapping[str, Any]) -> Rule:
+    fields = dict(rule)
+    error = fields.pop("error", None)
+    if error == "throttle":
+        fields["error"] = throttled(fields["operation"])
+    elif error is not None:
+        fields["error"] = Refused(
+            error["code"],
+            error.get("message", "switched on by a test"),
+            status=error.get("status", 400),
+            reason=error.get("reason", ""),
+        )
+    return Rule(**fields)
