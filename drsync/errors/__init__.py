@@ -1,0 +1,175 @@
+"""Every error that drsync raises on purpose: one tree.
+
+    DrsyncError
+    ├── ConfigError        10-19  what the user wrote
+    ├── RepositoryError    20-29  the repository as a whole, its key
+    ├── StoreError         30-39  where objects live
+    ├── IntegrityError     40-44  bytes that are not what was written
+    ├── LogError           45-49  who may write a VM's log
+    ├── SourceError        50-59  QEMU, where bytes come from
+    ├── SpoolError         60-69  the local directory in between
+    ├── TargetError        70-79  where a VM comes back
+    ├── RecoveryError      80-89  VMs that came back, but are not up
+    └── GuestError         90-99  the guest, held still for a capture
+
+Each class has a `code` (also the exit code of the command line; click uses 1
+and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
+command to run next. The command line prints both lines, the daemon logs them.
+A message is lower case, names the object and the values, and has no full stop.
+"""
+
+from drsync.errors.base import DrsyncError
+from drsync.errors.config import (
+    ConfigError,
+    ConfigInvalid,
+    ConfigMissing,
+    PlanInvalid,
+    UnknownDisk,
+    UnknownPoint,
+    UnknownVm,
+)
+from drsync.errors.guest import FreezeFailed, GuestError, GuestHeld
+from drsync.errors.log import (
+    ChainBroken,
+    Fenced,
+    IntegrityError,
+    LayerDamaged,
+    LogError,
+    ObjectDamaged,
+    PointLost,
+    PointUnwritable,
+)
+from drsync.errors.recovery import NotStarted, NotUp, PlanFailed, RecoveryError, ReplaceUndone
+from drsync.errors.repository import (
+    KeyFileExists,
+    KeyFileExposed,
+    KeyFileMissing,
+    RepositoryError,
+    RepositoryExists,
+    RepositoryMissing,
+    RepositoryTooNew,
+    WrongKey,
+    WrongRecoveryKey,
+)
+from drsync.errors.source import (
+    CaptureFailed,
+    CaptureTimeout,
+    DiskMissing,
+    DomainMissing,
+    LibvirtMissing,
+    LibvirtUnreachable,
+    NotQmp,
+    SourceBusy,
+    SourceError,
+    SourceLost,
+    SourceUnreachable,
+)
+from drsync.errors.spool import (
+    CaptureRunning,
+    LibraryMissing,
+    LiveUnavailable,
+    SpoolClosed,
+    SpoolError,
+    SpoolFull,
+    SpoolUnusable,
+)
+from drsync.errors.store import (
+    DirectoryDenied,
+    KeyUnusable,
+    ObjectExists,
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+    StoreUnsafe,
+)
+from drsync.errors.target import (
+    BindingMissing,
+    CantComeUp,
+    DomainExists,
+    HostRefused,
+    HostUnreachable,
+    PoolUnusable,
+    TargetError,
+    TargetExists,
+    TargetFull,
+    TargetUnusable,
+    VolumeExists,
+)
+
+__all__ = [
+    "BindingMissing",
+    "CantComeUp",
+    "CaptureFailed",
+    "CaptureRunning",
+    "CaptureTimeout",
+    "ChainBroken",
+    "ConfigError",
+    "ConfigInvalid",
+    "ConfigMissing",
+    "DirectoryDenied",
+    "DiskMissing",
+    "DomainExists",
+    "DomainMissing",
+    "DrsyncError",
+    "Fenced",
+    "FreezeFailed",
+    "GuestError",
+    "GuestHeld",
+    "HostRefused",
+    "HostUnreachable",
+    "IntegrityError",
+    "KeyFileExists",
+    "KeyFileExposed",
+    "KeyFileMissing",
+    "KeyUnusable",
+    "LayerDamaged",
+    "LibraryMissing",
+    "LibvirtMissing",
+    "LibvirtUnreachable",
+    "LiveUnavailable",
+    "LogError",
+    "NotQmp",
+    "NotStarted",
+    "NotUp",
+    "ObjectDamaged",
+    "ObjectExists",
+    "ObjectMissing",
+    "PlanFailed",
+    "PlanInvalid",
+    "PointLost",
+    "PointUnwritable",
+    "PoolUnusable",
+    "RecoveryError",
+    "ReplaceUndone",
+    "RepositoryError",
+    "RepositoryExists",
+    "RepositoryMissing",
+    "RepositoryTooNew",
+    "SourceBusy",
+    "SourceError",
+    "SourceLost",
+    "SourceUnreachable",
+    "SpoolClosed",
+    "SpoolError",
+    "SpoolFull",
+    "SpoolUnusable",
+    "StoreDenied",
+    "StoreError",
+    "StoreFull",
+    "StoreMisconfigured",
+    "StoreUnavailable",
+    "StoreUnsafe",
+    "TargetError",
+    "TargetExists",
+    "TargetFull",
+    "TargetUnusable",
+    "UnknownDisk",
+    "UnknownPoint",
+    "UnknownVm",
+    "VolumeExists",
+    "WrongKey",
+    "WrongRecoveryKey",
+]
