@@ -67,6 +67,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
     """Of the process that ran the VM then."""
     time: str
     disks: list[RoundDisk]
+    definition: dict[str, object] = {}
+    """What the source told of the VM when the bitmaps began: by this it knows the disks again."""
 
 
 class PackRecord(msgspec.Struct, frozen=True, kw_only=True):

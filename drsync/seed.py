@@ -10,7 +10,7 @@ docs/decisions/0004-seed.md has the protocol, and why each step is right.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -119,7 +119,7 @@ class Seed:
                 self._stream(source, state)
             except Stopped:
                 return None
-            disks = self._survey(source, state.begun.capture)
+            disks = self._survey(source, state)
             lost = self.drop_missing_packs()
             if not lost and self._may_close(state, disks):
                 return Closing(base=self._base(state), disks=disks)
@@ -137,7 +137,7 @@ class Seed:
             )
         if state.begun.incarnation != source.incarnation():
             return self._begin_round(source, None, self._all_whole(source, "QEMU was restarted during the seed"))
-        disks = self._survey(source, state.begun.capture)
+        disks = self._survey(source, state)
         unread = {d.name: "its packs are gone" for d in state.begun.disks if d.name in state.dropped and not d.whole}
         whole = {d.name for d in disks if d.kind is not Kind.INCREMENTAL}
         same = {d.name for d in disks} == {d.name for d in state.begun.disks}
@@ -151,10 +151,9 @@ class Seed:
         open_disks = {d.name for d in state.begun.disks if not d.whole and state.missing(d)}
         if not open_disks:
             return True
-        known = {d.name: d.size_bytes for d in state.begun.disks}
-        if state.begun.base is None:
+        base = self._read_of(state)
+        if base is None:
             return False
-        base = _base_of(state.begun.base, known)
         found = source.survey(base, keep=[*self._kept(), state.begun.capture])
         return all(d.kind is Kind.INCREMENTAL for d in found if d.name in open_disks)
 
@@ -162,12 +161,10 @@ class Seed:
         disks = source.survey(None, keep=self._kept())
         return _as_whole(disks, {d.name: reason for d in disks})
 
-    def _survey(self, source: Source, capture: CaptureId) -> Sequence[DiskSurvey]:
+    def _survey(self, source: Source, state: RoundState) -> Sequence[DiskSurvey]:
         """What was written since the present round began."""
-        state = self._journal.present
-        known = {d.name: d.size_bytes for d in state.begun.disks} if state is not None else {}
-        before = [state.begun.base] if state is not None and state.begun.base and not state.is_done else []
-        return source.survey(_base_of(capture, known), keep=[*self._kept(), *before])
+        before = [state.begun.base] if state.begun.base and not state.is_done else []
+        return source.survey(self._base(state), keep=[*self._kept(), *before])
 
     def _kept(self) -> list[CaptureId]:
         """The newest point's bitmaps stay: if the seed is given up, nothing is lost."""
@@ -175,11 +172,23 @@ class Seed:
 
     def _over(self) -> Base | None:
         point = self._newest.meta.point if self._newest is not None else None
-        return _base_of(point.capture, {d.name: d.size_bytes for d in point.disks}) if point is not None else None
+        if point is None:
+            return None
+        return _base_of(point.capture, {d.name: d.size_bytes for d in point.disks}, point.definition)
 
     @staticmethod
     def _base(state: RoundState) -> Base:
-        return _base_of(state.begun.capture, {d.name: d.size_bytes for d in state.begun.disks})
+        sizes = {d.name: d.size_bytes for d in state.begun.disks}
+        return _base_of(state.begun.capture, sizes, state.begun.definition)
+
+    def _read_of(self, state: RoundState) -> Base | None:
+        """What a round reads of: an earlier round, or the newest point. None if all of it is read whole."""
+        if state.begun.base is None:
+            return None
+        over = self._over()
+        known = [self._base(r) for r in self._journal.rounds] + ([over] if over is not None else [])
+        definition = next((b.definition for b in known if b.capture == state.begun.base), {})
+        return _base_of(state.begun.base, {d.name: d.size_bytes for d in state.begun.disks}, definition)
 
     # A round
 
@@ -190,7 +199,7 @@ class Seed:
             if size_bytes is not None and size_bytes != disk.size_bytes:
                 self._journal.append(Drop(disk=disk.name))
         capture = new_capture_id()
-        source.begin_recording(capture, disks)
+        definition = source.begin_recording(capture, disks)
         self._journal.append(
             Round(
                 capture=capture,
@@ -198,6 +207,7 @@ class Seed:
                 incarnation=source.incarnation(),
                 time=self._clock.now().isoformat(),
                 disks=[_round_disk(disk) for disk in disks],
+                definition=dict(definition),
             )
         )
         state = self._journal.rounds[-1]
@@ -209,10 +219,8 @@ class Seed:
             return
         if self._options.stop():
             raise Stopped
-        known = {d.name: d.size_bytes for d in state.begun.disks}
-        base = _base_of(state.begun.base, known) if state.begun.base is not None else None
         disks = [_survey_of(disk) for disk in state.begun.disks]
-        view = source.open_live(base, disks, pace=self._options.read_pace)
+        view = source.open_live(self._read_of(state), disks, pace=self._options.read_pace)
         try:
             Streaming(
                 self._log.objects,
@@ -353,8 +361,9 @@ class Seed:
         return pack is None or sizes.get(names.pack(self._log.vm, bytes.fromhex(pack.object_id))) == pack.length
 
 
-def _base_of(capture: CaptureId, sizes: dict[str, int]) -> Base:
-    return Base(capture=capture, disks=[BaseDisk(name=name, size_bytes=size) for name, size in sizes.items()])
+def _base_of(capture: CaptureId, sizes: Mapping[str, int], definition: Mapping[str, object]) -> Base:
+    disks = [BaseDisk(name=name, size_bytes=size) for name, size in sizes.items()]
+    return Base(capture=capture, disks=disks, definition=definition)
 
 
 def _as_whole(disks: Sequence[DiskSurvey], reasons: dict[str, str]) -> Sequence[DiskSurvey]:

@@ -4,6 +4,7 @@ A session opens what it needs when it needs it, and holds nothing that a
 concurrent thread could not use: the daemon runs several VMs in one session.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_poin
 from drsync.catalog import Point, VmStatus
 from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
+    CaptureRunning,
     DrsyncError,
     IntegrityError,
     ObjectMissing,
@@ -52,6 +54,8 @@ from drsync.spool import Spool
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
+
+_LOGGER = logging.getLogger(__name__)
 
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
@@ -205,17 +209,44 @@ class Session:
 
     def _open_domain(self, vm: VmSettings, source: LibvirtSource, repository_tag: str) -> Source:
         with libvirt_needed(vm.name):
+            from drsync.source.libvirt_pull import PullOptions  # noqa: PLC0415 - as libvirt_needed
+            from drsync.source.libvirt_scratch import ScratchLimits  # noqa: PLC0415 - as libvirt_needed
             from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
 
+        spool = self.spool.vm(vm.name)
+        limits = ScratchLimits(keep_free_bytes=spool.keep_free_bytes)
         options = LibvirtOptions(
             vm=vm.name,
             domain=source.domain or vm.name,
             uri=source.uri,
             repository_tag=repository_tag,
-            layers=self.spool.vm(vm.name).path,
+            layers=spool.path,
             exclude=source.exclude,
+            pull=PullOptions(directory=spool.live_directory, scratch=limits),
         )
         return open_source(options, clock=self.clock)
+
+    def end_dead_reading(self) -> None:
+        """End what a dead process left that read a domain live; what does not work now is logged, and tried again."""
+        left = list(self.spool.path.glob("*/.live"))
+        if left:
+            with suppress(SourceError):  # it may be of a VM that a pattern finds
+                self.protection.look()
+        for vm in self.protection.vms if left else ():
+            directory = self.spool.vm(vm.name).live_directory
+            if isinstance(vm.source, LibvirtSource) and directory.exists():
+                self._end_dead_reading(vm.name, vm.source, directory)
+
+    def _end_dead_reading(self, vm_name: str, source: LibvirtSource, directory: Path) -> None:
+        try:
+            with libvirt_needed(vm_name), self.spool.vm(vm_name).locked():
+                from drsync.source.libvirt_guard import end_dead_job  # noqa: PLC0415 - as libvirt_needed
+
+                end_dead_job(vm_name, source.uri, source.domain or vm_name, directory)
+        except CaptureRunning:
+            pass  # a live process reads it
+        except DrsyncError as err:
+            _LOGGER.warning("vm=%s a backup in pull mode may still run: %s", vm_name, err)
 
     def check_access(self, vm: VmSettings) -> Sequence[str]:
         """Check that the VM's QEMU can write layers; what else there is to know of it, for people.

@@ -20,8 +20,11 @@ class ForwardingSource:
     ) -> Sequence[DiskSurvey]:
         return self.inner.survey(base, full=full, tidy=tidy, keep=keep)
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
-        self.inner.begin_recording(capture, disks)
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        self.inner.check_live(disks)
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
+        return self.inner.begin_recording(capture, disks)
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
         return self.inner.open_live(base, disks, pace=pace)

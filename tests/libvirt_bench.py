@@ -30,7 +30,7 @@ from source_bench import MIB, SIZES, TAG, RootOnDaemon
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.model import CaptureId, Pace, Progress
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveReader, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
 from drsync.source.libvirt_xml import checkpoint_xml
@@ -252,7 +252,7 @@ class LibvirtBench(RootOnDaemon):
         found = {f"node {node['node-name']}" for node in nodes if not node["node-name"].startswith("#")}
         found |= {f"job {job['id']}" for job in self._query("query-jobs")}
         for node in nodes:
-            disk = next((name for name, end in (("root", "nbd"), ("data", "data.qcow2")) if _is_of(node, end)), "")
+            disk = next((name for name, end in (("root", "nbd"), ("data", "data.qcow2")) if is_of(node, end)), "")
             if disk:
                 found |= {
                     f"bitmap {disk}/{bitmap['name']}" for bitmap in node.get("dirty-bitmaps", []) if "name" in bitmap
@@ -327,7 +327,12 @@ class LibvirtBench(RootOnDaemon):
 
     def _query(self, command: str) -> Any:
         """QEMU's own answer: what there really is, beside what libvirt knows."""
-        said = self.site.virsh("qemu-monitor-command", "web", json.dumps({"execute": command}))
+        return self.execute(command)
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """Run a command of QEMU's own, behind libvirt's back."""
+        request = json.dumps({"execute": command, "arguments": arguments})
+        said = self.site.virsh("qemu-monitor-command", "web", request)
         return json.loads(said)["return"]
 
     def _checkpoint(self, name: str, disks: Sequence[str], option: str) -> None:
@@ -364,11 +369,14 @@ class NamedSource(ForwardingSource):
         found = super().survey(_base(base), full=full, tidy=tidy, keep=keep)
         return sorted((_renamed(disk, NAMES) for disk in found), key=lambda disk: disk.name)
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
-        super().begin_recording(capture, [_renamed(disk, TARGETS) for disk in disks])
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        super().check_live([_renamed(disk, TARGETS) for disk in disks])
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
+        return super().begin_recording(capture, [_renamed(disk, TARGETS) for disk in disks])
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
-        return super().open_live(_base(base), [_renamed(disk, TARGETS) for disk in disks], pace=pace)
+        return NamedView(super().open_live(_base(base), [_renamed(disk, TARGETS) for disk in disks], pace=pace))
 
     def capture(
         self,
@@ -394,6 +402,19 @@ class NamedSource(ForwardingSource):
         )
 
 
+class NamedView:
+    """A view of a domain, likewise."""
+
+    def __init__(self, inner: LiveView) -> None:
+        self._inner = inner
+
+    def reader(self, disk: str) -> LiveReader:
+        return self._inner.reader(TARGETS[disk])
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 def _renamed(disk: DiskSurvey, names: Mapping[str, str]) -> DiskSurvey:
     return DiskSurvey(
         name=names[disk.name],
@@ -412,7 +433,7 @@ def _base(base: Base | None) -> Base | None:
     return Base(capture=base.capture, disks=disks, definition=base.definition)
 
 
-def _is_of(node: Mapping[str, Any], end: str) -> bool:
+def is_of(node: Mapping[str, Any], end: str) -> bool:
     """Whether a node is the image whose file's name ends so, or contains that of the NBD server's socket."""
     filename = node["image"]["filename"]
     return node["drv"] == "qcow2" and (filename.endswith(end) or (end == "nbd" and "nbd" in filename))

@@ -47,12 +47,16 @@ class Lab:
 
     def __init__(self, place: Path, *, free_nbd: bool = False) -> None:
         """`free_nbd`: disks can be read live."""
-        self.place = place
         disks = [
             DaemonDisk(name="root", size_bytes=SIZES["root"]),
             DaemonDisk(name="data", size_bytes=SIZES["data"], format="raw"),
         ]
-        self.daemon = StorageDaemon(place, disks, free_nbd=free_nbd)
+        self._open(place, StorageDaemon(place, disks, free_nbd=free_nbd))
+
+    def _open(self, place: Path, daemon: StorageDaemon) -> None:
+        """`daemon` has the disks, and a way to write to them; it may be another thing that does the same."""
+        self.place = place
+        self.daemon = daemon
         self.oracle = {name: bytearray(size) for name, size in SIZES.items()}
         self.seen: dict[CaptureId, Contents] = {}
         self.store = DirectoryStore(place / "repository")

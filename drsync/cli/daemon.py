@@ -37,7 +37,9 @@ def command(app: App) -> None:
     """
     app.set_up_logging(least=1)
     config = app.config()
-    Session(config, app.clock).guests.let_go()
+    session = Session(config, app.clock)
+    session.guests.let_go()
+    session.end_dead_reading()
     _reach(config, app)
     upload = TokenBucket(config.limits.upload, app.clock)
     daemon = Daemon(

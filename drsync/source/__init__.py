@@ -253,8 +253,19 @@ class Source(Protocol):
         """
         ...
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        """Check, as far as it can be told without changing anything, that `disks` could be read live.
+
+        Raises:
+            LiveUnavailable, LibraryMissing: they can't be; the error tells why.
+            SourceLost: QEMU went away.
+        """
+        ...
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
         """Start the bitmaps of `capture` on all `disks`, which `survey` returned just before; nothing is copied.
+
+        What it returns, as JSON-able values, is the `definition` of a Base of this capture.
 
         Raises:
             LiveUnavailable: nothing of this VM can be read live; nothing was changed.

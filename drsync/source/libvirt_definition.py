@@ -43,19 +43,24 @@ def describe(domain: LibvirtDomain, xml: DomainXml, *, tpm_directory: Path = TPM
         "source": "libvirt",
         "domain": _domain(domain),
         "host": _host(domain),
-        "disks": {
-            disk.target: {
-                "target": disk.target,
-                "source": disk.top.source,
-                "format": disk.top.format,
-                "chain": [storage.source for storage in disk.chain],
-            }
-            for disk in xml.disks
-        },
+        "disks": describe_disks(xml),
         "excluded": list(xml.excluded),
         "networks": _documents(domain, "network", domain.connection.networkLookupByName, xml.networks),
         "pools": _documents(domain, "pool", domain.connection.storagePoolLookupByName, xml.pools),
         "files": _files(domain, xml, tpm_directory),
+    }
+
+
+def describe_disks(xml: DomainXml) -> dict[str, object]:
+    """What each disk is made of: by this a later survey knows it again (see `is_other_image`)."""
+    return {
+        disk.target: {
+            "target": disk.target,
+            "source": disk.top.source,
+            "format": disk.top.format,
+            "chain": [storage.source for storage in disk.chain],
+        }
+        for disk in xml.disks
     }
 
 

@@ -112,7 +112,10 @@ class OfflineSource:
                 raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
             raise
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        raise self._not_live()
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
         raise self._not_live()
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:

@@ -28,15 +28,18 @@ from typing import Final, Self
 
 import libvirt
 
-from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
+from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
 from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, no_increment
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
-from drsync.source.libvirt_definition import describe, is_other_image
+from drsync.source.libvirt_definition import describe, describe_disks, is_other_image
 from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, wait_until_closed
+from drsync.source.libvirt_pull import PullOptions, check_pull
+from drsync.source.libvirt_scratch import remove_scratch
+from drsync.source.libvirt_slices import open_view
 from drsync.source.libvirt_xml import DiskCopy, DomainDisk, DomainXml, backup_xml, checkpoint_xml, read_domain
 from drsync.source.watch import Watch
 
@@ -46,6 +49,8 @@ _CANCEL_TIMEOUT_S: Final = 60.0
 """A cancelled job ends when its requests in flight are done; longer means that a disk hangs."""
 _PAUSED_BY_US: Final = "paused-by-drsync"
 """A file beside the layers while the guest is paused: whoever finds it after a crash lets the guest go on."""
+_COPYING: Final = "copying"
+"""A file beside the layers while libvirt copies: if libvirtd ends meanwhile, it may forget a bitmap of its own."""
 RAW_REASON: Final = "libvirt keeps no bitmap of a {format} image, so all of it is read every time"
 BROKEN_REASON: Final = "bitmap is missing or broken: QEMU did not end cleanly, or the image is another one"
 
@@ -64,6 +69,8 @@ class LibvirtOptions:
     """The directory below which all layers of this VM lie: a backup job that writes there is ours."""
     exclude: Collection[str] = ()
     """Targets of disks that are not captured."""
+    pull: PullOptions | None = None
+    """How it is read live; None: there is no place for that."""
 
 
 class LibvirtSource:
@@ -85,6 +92,7 @@ class LibvirtSource:
             if tidy:
                 self._let_go()
                 self._end_dead_jobs()
+                self._remove_forgotten()
             self._refuse_while_busy()
             xml = domain_xml(self._domain, self._options)
             checkpoints = self._checkpoints(xml)
@@ -118,15 +126,35 @@ class LibvirtSource:
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
-        raise self._not_live()
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        with self._translated():
+            check_pull(self._domain, domain_xml(self._domain, self._options), disks, self._options.pull)
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
+        with self._translated():
+            self._domain.check_run("begin_recording")
+            self._refuse_while_busy()
+            xml = domain_xml(self._domain, self._options)
+            check_pull(self._domain, xml, disks, self._options.pull)
+            self._check_as_surveyed(disks, xml)
+            names = {disk.name for disk in disks}
+            others = [t for t in (*(disk.target for disk in xml.disks), *xml.excluded) if t not in names]
+            text = checkpoint_xml(self._owner.checkpoint(capture), [disk.name for disk in disks], others)
+            self._domain.call("virDomainCheckpointCreateXML", lambda: self._domain.handle.checkpointCreateXML(text, 0))
+        return {"source": "libvirt", "disks": describe_disks(xml)}
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
-        raise self._not_live()
-
-    def _not_live(self) -> LiveUnavailable:
-        """libvirt owns its QEMUs' NBD server; reading through its pull mode is another way, which is not there yet."""
-        return LiveUnavailable(vm=self._options.vm, problem="a domain of libvirt can't be read live")
+        with self._translated():
+            self._domain.check_run("open_live")
+            self._refuse_while_busy()
+            xml = domain_xml(self._domain, self._options)
+            check_pull(self._domain, xml, disks, self._options.pull)
+            self._check_as_surveyed(disks, xml)
+            if self._options.pull is None:
+                raise self._failed("open_live", "there is no place for it")
+        return open_view(
+            self._domain, self._owner, base, disks, pace, self._options.pull, self._options.exclude, self._clock
+        )
 
     def incarnation(self) -> str:
         return f"{boot_of_host()} {self._domain.uuid} {self._domain.run_id}"
@@ -227,10 +255,12 @@ class LibvirtSource:
             for disk in disks:
                 make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
                 made.append(layers[disk.name])
+            self._copying.touch()
             with self._jobs.watched() as ended:
                 time = self._begin(capture, copies, xml, instant)
                 self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
             wait_until_closed(made, self._clock)
+            self._copying.unlink(missing_ok=True)
         except BaseException as err:
             self._abandon(capture, made, err)
             raise
@@ -239,21 +269,31 @@ class LibvirtSource:
     def _plan(
         self, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path], xml: DomainXml
     ) -> list[DiskCopy]:
-        present = {disk.target: disk for disk in xml.disks}
+        present = self._check_as_surveyed(disks, xml)
         copies = []
         for disk in disks:
-            now = present.get(disk.name)
-            if now is None or self._size(now) != disk.size_bytes:
-                raise self._failed("virDomainGetBlockInfo", f"disk {disk.name} is not as it was surveyed")
             incremental = disk.kind is Kind.INCREMENTAL and base is not None
             copy = DiskCopy(
                 target=disk.name,
                 layer=layers[disk.name],
                 incremental=self._owner.checkpoint(base.capture) if incremental and base is not None else "",
-                checkpoint=now.keeps_bitmaps,
+                checkpoint=present[disk.name].keeps_bitmaps,
             )
             copies.append(copy)
         return copies
+
+    def _check_as_surveyed(self, disks: Sequence[DiskSurvey], xml: DomainXml) -> Mapping[str, DomainDisk]:
+        """The disks as the domain has them now.
+
+        Raises:
+            CaptureFailed: one is gone, or has another size.
+        """
+        present = {disk.target: disk for disk in xml.disks}
+        for disk in disks:
+            now = present.get(disk.name)
+            if now is None or self._size(now) != disk.size_bytes:
+                raise self._failed("virDomainGetBlockInfo", f"disk {disk.name} is not as it was surveyed")
+        return present
 
     def _begin(self, capture: CaptureId, copies: Sequence[DiskCopy], xml: DomainXml, instant: Instant) -> datetime:
         """Start all bitmaps and all copies at one instant; returns the time that the disks show.
@@ -325,6 +365,25 @@ class LibvirtSource:
             self._jobs.end_ours(self._is_layer, timeout_s=_CANCEL_TIMEOUT_S)
         except TimeoutError as err:
             raise self._failed("virDomainAbortJob", f"a backup did not end in {_CANCEL_TIMEOUT_S:g} s") from err
+        if self._options.pull is not None:
+            remove_scratch(self._options.pull.directory)
+
+    def _remove_forgotten(self) -> None:
+        """Remove the bitmaps that libvirt makes for the time of a copy, if it may have forgotten them.
+
+        libvirtd (9.0) does when it ends while a backup begins; another one of that name can't be made, so
+        there would be no increment any more, and it may even crash over it.
+        """
+        if not self._copying.exists() or self._jobs.present() is not None:
+            return
+        xml = domain_xml(self._domain, self._options)
+        for disk in xml.disks:
+            self._checkpoints(xml).remove_bitmap(f"backup-{disk.target}", disk.target)
+        self._copying.unlink(missing_ok=True)
+
+    @property
+    def _copying(self) -> Path:
+        return self._options.layers / _COPYING
 
     def _is_layer(self, path: Path) -> bool:
         return path.is_relative_to(self._options.layers)

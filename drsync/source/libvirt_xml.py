@@ -1,7 +1,7 @@
 """What drsync reads in libvirt's XML, and what it writes. No I/O, and no need for libvirt itself.
 
     <domain>            which disks there are, what each is made of, who runs QEMU
-    <domainbackup>      what virDomainBackupBegin is asked to copy, and where to
+    <domainbackup>      what virDomainBackupBegin is asked to copy, and where to, or to serve
     <domaincheckpoint>  the bitmaps that begin with it
 
 https://libvirt.org/formatdomain.html, formatbackup.html, formatcheckpoint.html
@@ -63,6 +63,8 @@ class DomainXml:
     networks: Sequence[str]
     pools: Sequence[str]
     has_iothreads: bool
+    emulator: str
+    """The path of QEMU's program."""
     qemu_user: tuple[int, int]
     """User and group that QEMU runs as, where libvirt says it; else root's."""
     nvram: Path | None
@@ -93,11 +95,17 @@ def read_domain(text: str, exclude: Collection[str] = ()) -> DomainXml:
         excluded=sorted(excluded),
         networks=_attributes(root, "./devices/interface/source", "network"),
         pools=_attributes(root, "./devices/disk/source", "pool"),
-        has_iothreads=any(driver.get("iothread") for driver in root.iterfind("./devices/*/driver")),
+        has_iothreads=any(map(_is_in_iothread, root.iterfind("./devices/*/driver"))),
+        emulator=root.findtext("./devices/emulator", ""),
         qemu_user=_qemu_user(root),
         nvram=Path(nvram.text.strip()) if nvram is not None and nvram.text else None,
         has_tpm=root.find("./devices/tpm/backend[@type='emulator']") is not None,
     )
+
+
+def _is_in_iothread(driver: Element) -> bool:
+    """Whether a device's requests are handled by an iothread, or (libvirt 10) by several."""
+    return bool(driver.get("iothread")) or driver.find("iothreads") is not None
 
 
 def _can_be_captured(disk: Element) -> bool:
@@ -173,6 +181,40 @@ def backup_xml(copies: Sequence[DiskCopy], others: Sequence[str]) -> str:
         ElementTree.SubElement(disk, "target", file=str(copy.layer))
     for target in others:
         ElementTree.SubElement(disks, "disk", name=target, backup="no")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledDisk:
+    """What a pull-mode backup does with one disk."""
+
+    target: str
+    scratch: Path
+    """Where QEMU puts what the guest overwrites meanwhile."""
+    export: str
+    """The name of its NBD export."""
+    incremental: str
+    """The checkpoint whose bitmap is exported with it; empty = none."""
+    bitmap: str
+    """What that bitmap is called there."""
+
+
+def pull_xml(disks: Sequence[PulledDisk], others: Sequence[str], socket: Path) -> str:
+    """A pull-mode backup of `disks` at an NBD server of QEMU's, with scratch files that exist; `others` as above."""
+    root = Element("domainbackup", mode="pull")
+    ElementTree.SubElement(root, "server", transport="unix", socket=str(socket))
+    listed = ElementTree.SubElement(root, "disks")
+    for pulled in disks:
+        disk = ElementTree.SubElement(listed, "disk", name=pulled.target, backup="yes", type="file")
+        disk.set("backupmode", "incremental" if pulled.incremental else "full")
+        disk.set("exportname", pulled.export)
+        if pulled.incremental:
+            disk.set("incremental", pulled.incremental)
+            disk.set("exportbitmap", pulled.bitmap)
+        ElementTree.SubElement(disk, "driver", type="qcow2")
+        ElementTree.SubElement(disk, "scratch", file=str(pulled.scratch))
+    for target in others:
+        ElementTree.SubElement(listed, "disk", name=target, backup="no")
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -112,8 +112,7 @@ class Exports:
             LibraryMissing, LiveUnavailable: it can't be; nothing is left in QEMU.
             CommandRefused, SourceLost: as Monitor.execute; what is left, `clear` and a survey take away.
         """
-        load(self._owner.vm)
-        self._refuse_iothreads()
+        self.check()
         runs = self._is_our_server()  # left for others who export through it, too
         path = self.socket if runs and self.socket is not None else self._make_place()
         still = new_capture_id()
@@ -129,6 +128,16 @@ class Exports:
             self._remove_copies(live)
             raise
         return NbdView(self, live, path, pace)
+
+    def check(self) -> None:
+        """Check what can be told before anything is done.
+
+        Raises:
+            LibraryMissing, LiveUnavailable: disks can't be read live.
+            CommandRefused, SourceLost: as Monitor.execute.
+        """
+        load(self._owner.vm)
+        self._refuse_iothreads()
 
     def _refuse_iothreads(self) -> None:
         """See that no NBD client can bring this QEMU down (see the module)."""

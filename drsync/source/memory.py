@@ -187,12 +187,16 @@ class MemorySource:
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition={"name": self._vm.name})
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        self._disks("check_live")
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
         present = self._disks("begin_recording")
         self._check_as_surveyed(present, disks)
         for survey in disks:
             bitmap = MemoryBitmap(persistent=survey.persistent)
             present[survey.name].bitmaps[self._owner.bitmap(capture, survey.name)] = bitmap
+        return {}
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> "MemoryView":
         present = self._disks("open_live")

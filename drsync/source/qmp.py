@@ -115,7 +115,11 @@ class QmpSource:
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
-    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> None:
+    def check_live(self, disks: Sequence[DiskSurvey]) -> None:
+        with self._translated():
+            self._live.check()
+
+    def begin_recording(self, capture: CaptureId, disks: Sequence[DiskSurvey]) -> Mapping[str, object]:
         with self._translated():
             self._refuse_while_migrating()
             nodes = self._as_surveyed(disks)
@@ -124,6 +128,7 @@ class QmpSource:
                 for disk in disks
             ]
             self._monitor.execute("transaction", {"actions": actions})
+        return {}
 
     def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
         with self._translated():

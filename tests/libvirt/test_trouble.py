@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from libvirt_bench import LibvirtBench, create
+from libvirt_bench import LibvirtBench, create, is_of
 from libvirt_guest import SiteDisk
 from source_bench import KIB, MIB, SIZES, TAG
 from source_protection import BOTH_FULL, BOTH_INCREMENTAL, Protection
@@ -56,6 +56,33 @@ def test_a_checkpoint_without_its_bitmaps_makes_fulls(bench: LibvirtBench, prote
     assert name not in bench.site.virsh("checkpoint-list", "web")
     protection.point()
     assert protection.kinds() == BOTH_INCREMENTAL
+
+
+def test_a_bitmap_that_libvirt_forgot_in_the_midst_of_a_copy_is_not_in_the_way(
+    bench: LibvirtBench, protection: Protection
+) -> None:
+    """libvirtd ends while it copies: drsync's note of it stays, and the bitmap by which it copied may stay, too."""
+    protection.point()
+    bench.write("root", 0, 4 * MIB, 2)
+    note = bench.layers / "copying"
+
+    def restart() -> None:
+        assert note.exists()
+        bench.site.stop_daemon()
+        bench.site.start()
+
+    with bench.open() as source, bench.while_copying(restart), pytest.raises(SourceLost):
+        protection.capture(source)
+    assert note.exists()
+    if not any("backup-vda" in name for name in bench.bitmaps()):
+        node = next(n["node-name"] for n in bench.execute("query-named-block-nodes") if is_of(n, "nbd"))
+        bench.execute("block-dirty-bitmap-add", node=node, name="backup-vda")
+    bench.write("root", 0, BLOCK, 3)
+    protection.point()
+    assert protection.kinds() == BOTH_INCREMENTAL
+    assert protection.replica.contents() == bench.contents()
+    assert not any("backup-" in name for name in bench.bitmaps())
+    assert not note.exists()
 
 
 def test_a_domain_that_is_defined_anew_goes_on(bench: LibvirtBench, protection: Protection) -> None:
