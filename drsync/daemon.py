@@ -26,6 +26,7 @@ from typing import Final, Protocol
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_SCHEDULER_STARTED, JobSubmissionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.job import Job as ApsJob
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
 from tenacity import RetryCallState, Retrying
@@ -33,10 +34,11 @@ from tenacity.wait import wait_exponential_jitter
 
 from drsync.cadence import Cadence, Drift
 from drsync.capture import Outcome, Result
+from drsync.catalog import point_of
 from drsync.config import Config, VmSettings, captured_together
 from drsync.errors import DrsyncError
 from drsync.history import History, Verdict
-from drsync.model import Clock, NoProgress, Progress
+from drsync.model import Clock, Kind, NoProgress, Progress
 from drsync.systemd import Notifier
 from drsync.units import format_duration
 
@@ -231,8 +233,8 @@ class _Generation:
         self._captures = captures
         self._stopped = threading.Event()
         pools = {
-            _CAPTURES: ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"}),
-            _SEEDS: ThreadPoolExecutor(config.daemon.seeds, {"thread_name_prefix": "seed"}),
+            _CAPTURES: _Workers(config.daemon.parallel, {"thread_name_prefix": "vm"}),
+            _SEEDS: _Workers(config.daemon.seeds, {"thread_name_prefix": "seed"}),
         }
         defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         self._scheduler = BlockingScheduler(executors=pools, job_defaults=defaults, timezone="UTC")
@@ -355,6 +357,16 @@ class _Generation:
 
     def _on_still_busy(self, event: JobSubmissionEvent) -> None:
         _LOGGER.debug("vm=%s is still busy with the capture before", event.job_id)
+        if (job := self._jobs.get(event.job_id)) is not None:
+            job.cadence.skipped()
+
+
+class _Workers(ThreadPoolExecutor):  # type: ignore[misc]  # APScheduler 3.x has no types
+    """Workers, for whom a job may have to wait; its cadence reckons from when it began to."""
+
+    def _do_submit_job(self, job: ApsJob, run_times: Sequence[datetime]) -> None:
+        job.args[0].cadence.fired()
+        super()._do_submit_job(job, run_times)
 
 
 class _Job:
@@ -381,6 +393,9 @@ class _Job:
         self.key = first.name if first.group is None else f"group {first.group}"
         self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
         self._is_group = first.group is not None
+        self._label = f"vm={first.name}" if first.group is None else f"group={first.group}"
+        self._rpo_s = first.rpo_s
+        self._is_too_slow = False
         self._vms = {vm.name: vm for vm in vms}
         self._histories = {vm.name: History(vm, clock) for vm in vms}
         self._seeding: set[str] = set()
@@ -399,12 +414,16 @@ class _Job:
         started_s = self._clock.monotonic_s()
         results = self._capture(names)
         took_s = self._clock.monotonic_s() - started_s
+        is_overdue = self.cadence.ended(usual=all(_is_usual(result) for result in results.values()))
+        self._say_if_too_slow()
         for name, result in results.items():
             self._note(name, result, took_s)
         if not self._histories:
             self._generation.drop(self.key)
         elif (failures := self._failures_to_retry(names)) is not None:
             self._generation.delay(self.key, backoff_s(failures))
+        elif is_overdue:
+            self._generation.delay(self.key, 0.0)
         self._beat()
 
     def settle(self) -> None:
@@ -425,6 +444,14 @@ class _Job:
         self._seeding.discard(name)
         if not self._histories:
             self._generation.drop(self.key)
+
+    def _say_if_too_slow(self) -> None:
+        """Say once that points take too long for the RPO, even one right behind the other."""
+        too_slow = self.cadence.lead_s * 2 > self._rpo_s
+        if too_slow and not self._is_too_slow:
+            message = "%s takes %s to get a point into the repository: an RPO of %s can't be held"
+            _LOGGER.warning(message, self._label, format_duration(self.cadence.lead_s), format_duration(self._rpo_s))
+        self._is_too_slow = too_slow
 
     def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
         if self._histories[name].note(result, took_s) is Verdict.NEVER:
@@ -502,6 +529,16 @@ class _SeedJob(_Job):
 
     def _go_on(self, name: str, result: Outcome | Exception) -> None:
         self._is_done = isinstance(result, Outcome) and not _is_seed_due(result)
+
+
+def _is_usual(result: Outcome | Exception) -> bool:
+    """Whether a cycle was one as most are: it neither read everything nor sent what an earlier one had left."""
+    if not isinstance(result, Outcome) or result.shipped_before is not None:
+        return False
+    if result.result is not Result.COMMITTED or result.segment is None:
+        return result.result is Result.UNCHANGED
+    point = point_of(result.segment, None)
+    return point is not None and point.kind is Kind.INCREMENTAL
 
 
 def _is_seed_due(result: Outcome | Exception) -> bool:
