@@ -17,8 +17,9 @@ import pytest
 from drsync.cadence import FIRST_WITHIN_S, Cadence, Drift
 from drsync.capture import Outcome, Result
 from drsync.config import Config, LibvirtSource, VmSettings, parse_config
-from drsync.daemon import Daemon, Request, backoff_s
+from drsync.daemon import Daemon, Request
 from drsync.errors import ConfigInvalid, DrsyncError, Fenced, LibvirtUnreachable, StoreUnavailable, WrongKey
+from drsync.jobs import backoff_s
 from drsync.model import Progress, SystemClock
 from drsync.systemd import Notifier
 
