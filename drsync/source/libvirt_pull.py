@@ -154,8 +154,8 @@ class PullJob:
     def _is_dirty(self, disk: DiskSurvey) -> bool:
         return disk.kind is Kind.INCREMENTAL and bool(self._base)
 
-    def begin(self, xml: DomainXml) -> None:
-        """Begin a job.
+    def begin(self, xml: DomainXml, checkpoint: str | None = None) -> None:
+        """Begin a job, and a checkpoint (its XML) at the same instant.
 
         Raises:
             LiveUnavailable, SpoolUnusable: there is no room for its scratch files.
@@ -178,7 +178,7 @@ class PullJob:
         text = pull_xml(pulled, others, self.scratch.socket)
         flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
         try:
-            self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(text, None, flags))
+            self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(text, checkpoint, flags))
         except LibvirtRefused as err:
             self.scratch.remove()
             raise self.failed(err) from err

@@ -28,13 +28,14 @@ from typing import Final, Self
 
 import libvirt
 
-from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
+from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LibraryMissing, LiveUnavailable, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
 from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, no_increment
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
+from drsync.source.libvirt_copy import pulled_copy
 from drsync.source.libvirt_definition import describe, describe_disks, is_other_image
 from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, wait_until_closed
 from drsync.source.libvirt_pull import PullOptions, check_pull
@@ -245,31 +246,77 @@ class LibvirtSource:
         watch: Watch,
         deadline_s: float,
     ) -> CaptureResult:
-        made: list[Path] = []
+        self._domain.check_run("capture")
+        self._refuse_while_busy()
+        xml = domain_xml(self._domain, self._options)
+        self._check_as_surveyed(disks, xml)
+        definition = describe(self._domain, xml)
+        copy = self._pull if self._can_pull(xml, disks) else self._push
+        found = [path for path in layers.values() if path.exists()]
         try:
-            self._domain.check_run("capture")
-            self._refuse_while_busy()
-            xml = domain_xml(self._domain, self._options)
-            copies = self._plan(base, disks, layers, xml)
-            definition = describe(self._domain, xml)
-            for disk in disks:
-                make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
-                made.append(layers[disk.name])
             self._copying.touch()
-            with self._jobs.watched() as ended:
-                time = self._begin(capture, copies, xml, instant)
-                self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
-            wait_until_closed(made, self._clock)
+            time = copy(capture, base, disks, layers, xml, instant, watch, deadline_s)
             self._copying.unlink(missing_ok=True)
         except BaseException as err:
-            self._abandon(capture, made, err)
+            self._abandon(capture, [path for path in layers.values() if path not in found], err)
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
+
+    def _can_pull(self, xml: DomainXml, disks: Sequence[DiskSurvey]) -> bool:
+        """Whether drsync can copy by itself, which the guest feels less than QEMU's own copy."""
+        try:
+            check_pull(self._domain, xml, disks, self._options.pull)
+        except (LiveUnavailable, LibraryMissing) as err:
+            log.info("vm=%s QEMU copies by itself, which the guest may feel: %s", self._options.vm, err)
+            return False
+        return True
+
+    def _pull(
+        self,
+        capture: CaptureId,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        layers: Mapping[str, Path],
+        xml: DomainXml,
+        instant: Instant,
+        watch: Watch,
+        deadline_s: float,
+    ) -> datetime:
+        if self._options.pull is None:
+            raise self._failed("virDomainBackupBegin", "there is no place for scratch files")
+        checkpoint = self._checkpoint(capture, xml, [disk.name for disk in disks])
+        with pulled_copy(self._domain, self._owner, base, disks, self._options.pull, self._clock) as copy:
+            with instant(), self._paused() if xml.has_iothreads else _going_on():
+                time = self._clock.now().astimezone(UTC)
+                copy.begin(xml, checkpoint)
+            copy.write(layers, watch, deadline_s=deadline_s)
+        return time
+
+    def _push(
+        self,
+        capture: CaptureId,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        layers: Mapping[str, Path],
+        xml: DomainXml,
+        instant: Instant,
+        watch: Watch,
+        deadline_s: float,
+    ) -> datetime:
+        made = []
+        for disk in disks:
+            make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
+            made.append(layers[disk.name])
+        with self._jobs.watched() as ended:
+            time = self._begin(capture, self._plan(base, disks, layers, xml), xml, instant)
+            self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
+        wait_until_closed(made, self._clock)
+        return time
 
     def _plan(
         self, base: Base | None, disks: Sequence[DiskSurvey], layers: Mapping[str, Path], xml: DomainXml
     ) -> list[DiskCopy]:
-        present = self._check_as_surveyed(disks, xml)
+        present = {disk.target: disk for disk in xml.disks}
         copies = []
         for disk in disks:
             incremental = disk.kind is Kind.INCREMENTAL and base is not None
@@ -302,14 +349,18 @@ class LibvirtSource:
         guest had written by that time, so the loss reckoned from it is never understated.
         """
         targets = [*(disk.target for disk in xml.disks), *xml.excluded]
-        kept = [copy.target for copy in copies if copy.checkpoint]
         backup = backup_xml(copies, [t for t in targets if t not in {copy.target for copy in copies}])
-        others = [target for target in targets if target not in kept]
-        checkpoint = checkpoint_xml(self._owner.checkpoint(capture), kept, others) if kept else None
+        checkpoint = self._checkpoint(capture, xml, [copy.target for copy in copies if copy.checkpoint])
         with instant(), self._paused() if xml.has_iothreads else _going_on():
             time = self._clock.now().astimezone(UTC)
             self._fix_instant(backup, checkpoint)
         return time
+
+    def _checkpoint(self, capture: CaptureId, xml: DomainXml, kept: Sequence[str]) -> str | None:
+        """The XML of a capture's checkpoint: bitmaps of the disks `kept` begin with it; None without any."""
+        targets = [*(disk.target for disk in xml.disks), *xml.excluded]
+        others = [target for target in targets if target not in kept]
+        return checkpoint_xml(self._owner.checkpoint(capture), kept, others) if kept else None
 
     def _fix_instant(self, backup: str, checkpoint: str | None) -> None:
         """The one call that takes all disks as they are now."""

@@ -60,8 +60,21 @@ def load(vm: str) -> ModuleType:
 class NbdReader:
     """A LiveReader over one NBD connection."""
 
-    def __init__(self, vm: str, socket: Path, export: str, *, size_bytes: int, bitmap: str, pace: Pace) -> None:
+    def __init__(
+        self,
+        vm: str,
+        socket: Path,
+        export: str,
+        *,
+        size_bytes: int,
+        bitmap: str,
+        pace: Pace,
+        depth: int = DEPTH,
+        piece_blocks: int = PIECE_BLOCKS,
+    ) -> None:
         """Connect. `bitmap`: only what it holds belongs to the view; empty = the whole disk.
+
+        `depth` pieces of `piece_blocks` blocks are on their way at a time.
 
         Raises:
             SourceLost: nobody answers.
@@ -73,7 +86,8 @@ class NbdReader:
         self._dirty = f"qemu:dirty-bitmap:{bitmap}" if bitmap else ""
         self._nbd = load(vm)
         self._handle: Any = self._nbd.NBD()
-        self._buffers = [aligned_buffer(PIECE_BLOCKS * BLOCK_SIZE) for _ in range(DEPTH)]
+        self._piece_blocks = piece_blocks
+        self._buffers = [aligned_buffer(piece_blocks * BLOCK_SIZE) for _ in range(depth)]
         self._pending: deque[_Piece] = deque()
         try:
             self._connect(socket, export)
@@ -127,12 +141,13 @@ class NbdReader:
             raise self._error("asking what is allocated", err) from err
 
     def read(self, blocks: Numbers) -> Iterator[tuple[Numbers, memoryview]]:
-        pieces = [blocks[start : start + PIECE_BLOCKS] for start in range(0, len(blocks), PIECE_BLOCKS)]
+        size, depth = self._piece_blocks, len(self._buffers)
+        pieces = [blocks[start : start + size] for start in range(0, len(blocks), size)]
         try:
             for number, piece in enumerate(pieces):
-                if number >= DEPTH:
+                if number >= depth:
                     yield self._finish(self._pending.popleft())
-                self._pending.append(self._begin(piece, self._buffers[number % DEPTH]))
+                self._pending.append(self._begin(piece, self._buffers[number % depth]))
             while self._pending:
                 yield self._finish(self._pending.popleft())
         except self._nbd.Error as err:
