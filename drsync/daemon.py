@@ -282,16 +282,35 @@ class _Generation:
     def _take(self, vms: Sequence[VmSettings]) -> None:
         """Begin with VMs that are new, and leave those that are gone."""
         wanted = {vm.name: vm for vm in vms}
-        found = {job.found for job in list(self._jobs.values())} - {""}
-        for name in sorted(found - wanted.keys()):
-            del self._jobs[name]
-            self.drop(name)
-            self.end_seed(name)
+        found = {name: job for job in list(self._jobs.values()) for name in job.found}
+        for name in sorted(found.keys() - wanted.keys()):
+            self._leave(name, found[name])
             _LOGGER.warning("vm=%s is gone from libvirt: no more captures; its points stay in the repository", name)
-        for name in sorted(wanted.keys() - found - self._named):
-            self._jobs[name] = _Job([wanted[name]], self._captures, self._clock, self, found=True)
-            self._schedule(self._jobs[name])
-            _LOGGER.info("vm=%s was found: it is protected from now on, every %s", name, _rpo(wanted[name]))
+        for name in sorted(wanted.keys() - found.keys() - self._named):
+            self._join(wanted[name])
+            group = f", in the group {wanted[name].group}" if wanted[name].group else ""
+            _LOGGER.info("vm=%s was found: it is protected from now on, every %s%s", name, _rpo(wanted[name]), group)
+
+    def _leave(self, name: str, job: "_Job") -> None:
+        """Capture a VM no more that a pattern had found."""
+        job.leave(name)
+        if job.is_empty:
+            del self._jobs[job.key]
+            self.drop(job.key)
+        self.end_seed(name)
+
+    def _join(self, vm: VmSettings) -> None:
+        """Capture a VM that a pattern has found: with the others of its group, if it is in one that is captured."""
+        job = self._jobs.get(_job_key(vm))
+        if job is None:
+            job = _Job([vm], self._captures, self._clock, self, found=True)
+            self._jobs[job.key] = job
+            self._schedule(job)
+            return
+        rests = not job.vm_names_kept
+        job.join(vm)
+        if rests:  # all its VMs were given up, so it is not scheduled any more
+            self._schedule(job)
 
     def check_alive(self) -> None:
         """Check that the scheduler works; taking its lock shows that it is not stuck, either.
@@ -377,8 +396,8 @@ class _Job:
     ) -> None:
         """`found`: a pattern has found the VM, and may lose it again."""
         first = vms[0]
-        self.found = first.name if found else ""
-        self.key = first.name if first.group is None else f"group {first.group}"
+        self.found = {first.name} if found else set[str]()
+        self.key = _job_key(first)
         self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
         self._is_group = first.group is not None
         self._vms = {vm.name: vm for vm in vms}
@@ -393,6 +412,29 @@ class _Job:
     def vm_names(self) -> Sequence[str]:
         """The VMs to capture now: neither given up nor being seeded."""
         return [name for name in list(self._histories) if name not in self._seeding]
+
+    @property
+    def vm_names_kept(self) -> Sequence[str]:
+        """The VMs that were not given up."""
+        return list(self._histories)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no VM at all any more, not even one that was given up."""
+        return not self._vms
+
+    def join(self, vm: VmSettings) -> None:
+        """Capture one more VM of the group, from the next cycle on."""
+        self.found.add(vm.name)
+        self._vms[vm.name] = vm
+        self._histories[vm.name] = History(vm, self._clock)
+
+    def leave(self, name: str) -> None:
+        """Forget a VM that a pattern had found; a cycle of it that runs now ends as it may."""
+        self.found.discard(name)
+        self._vms.pop(name, None)
+        self._histories.pop(name, None)
+        self._seeding.discard(name)
 
     def run(self, names: Sequence[str]) -> None:
         """One cycle of the VMs in `names`; whatever goes wrong in it stays in it."""
@@ -410,9 +452,9 @@ class _Job:
     def settle(self) -> None:
         """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
         for name in self._to_seed:
-            self._generation.begin_seed(
-                _SeedJob(self._vms[name], self._histories[name], self, self._captures, self._clock, self._generation)
-            )
+            vm, history = self._vms.get(name), self._histories.get(name)
+            if vm is not None and history is not None:  # else it is gone from libvirt meanwhile
+                self._generation.begin_seed(_SeedJob(vm, history, self, self._captures, self._clock, self._generation))
         self._to_seed = []
 
     def seeded(self, name: str) -> None:
@@ -427,8 +469,11 @@ class _Job:
             self._generation.drop(self.key)
 
     def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
-        if self._histories[name].note(result, took_s) is Verdict.NEVER:
-            del self._histories[name]
+        history = self._histories.get(name)
+        if history is None:  # it is gone from libvirt meanwhile
+            return
+        if history.note(result, took_s) is Verdict.NEVER:
+            self._histories.pop(name, None)
         else:
             self._go_on(name, result)
 
@@ -506,6 +551,10 @@ class _SeedJob(_Job):
 
 def _is_seed_due(result: Outcome | Exception) -> bool:
     return isinstance(result, Outcome) and result.result in {Result.SEED_DUE, Result.SEEDING}
+
+
+def _job_key(vm: VmSettings) -> str:
+    return vm.name if vm.group is None else f"group {vm.group}"
 
 
 def _seed_key(vm_name: str) -> str:
