@@ -32,6 +32,8 @@ from storage_daemon import DaemonDisk, StorageDaemon
 from drsync.model import CaptureId, Pace, Progress
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveReader, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
+from drsync.source.libvirt_pull import PullOptions
+from drsync.source.libvirt_scratch import ScratchLimits
 from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
 from drsync.source.libvirt_xml import checkpoint_xml
 
@@ -165,6 +167,7 @@ class LibvirtBench(RootOnDaemon):
             repository_tag=tag,
             layers=self.layers,
             exclude=exclude,
+            pull=PullOptions(directory=self.layers / ".live", scratch=ScratchLimits(keep_free_bytes=0)),
         )
         return NamedSource(open_source(options))
 

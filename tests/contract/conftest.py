@@ -26,6 +26,22 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBenc
         yield bench
 
 
+@pytest.fixture(params=["memory", "qcow2", "raw", "libvirt"])
+def live_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBench]:
+    """As `bench`, with disks that can be read live."""
+    with ExitStack() as stack:
+        if request.param == "memory":
+            bench: SourceBench = MemoryBench()
+        elif request.param == "libvirt":
+            bench = LibvirtBench(request.getfixturevalue("ground"), tmp_path / "domain", tmp_path)
+        else:
+            bench = DaemonBench(tmp_path / "daemon", request.param, free_nbd=True)
+        stack.callback(bench.close)
+        for disk, size in SIZES.items():
+            bench.write(disk, 0, size, 1)
+        yield bench
+
+
 @pytest.fixture
 def protection(bench: SourceBench, tmp_path: Path) -> Protection:
     spool = tmp_path / "spool"
