@@ -247,7 +247,10 @@ class _Cycle:
     ) -> Outcome:
         """What can't be read live goes through the spool after all, if there is room for it."""
         disks = source.survey(base, full=self._options.full, tidy=False)  # the seed's bitmaps stay: it may go on
-        if not self._spool.has_room(sum(d.copy_bytes for d in disks)):
+        copy_bytes = sum(d.copy_bytes for d in disks)
+        if not self._spool.has_room(copy_bytes):
+            if isinstance(cause, LiveUnavailable):
+                raise self._spool.no_way(copy_bytes, cause) from cause
             raise cause
         _LOGGER.warning("vm=%s reads through the spool: %s; remedy: %s", self._log.vm, cause, cause.remedy)
         return self._push(writer, source, base, disks, shipped)

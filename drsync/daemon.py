@@ -32,7 +32,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from drsync.cadence import Drift
 from drsync.config import Config, VmSettings, captured_together
 from drsync.errors import DrsyncError
-from drsync.jobs import CAPTURES, SEEDS, Captures, Job, SeedJob, seed_key
+from drsync.jobs import CAPTURES, SEEDS, Captures, Job, SeedJob, job_key, seed_key
 from drsync.model import Clock
 from drsync.systemd import Notifier
 from drsync.units import format_duration
@@ -251,18 +251,36 @@ class _Generation:
     def _take(self, vms: Sequence[VmSettings]) -> None:
         """Begin with VMs that are new, and leave those that are gone."""
         wanted = {vm.name: vm for vm in vms}
-        found = {job.found for job in list(self._jobs.values())} - {""}
-        for name in sorted(found - wanted.keys()):
-            del self._jobs[name]
-            self.drop(name)
-            self.end_seed(name)
+        found = {name: job for job in list(self._jobs.values()) for name in job.found}
+        for name in sorted(found.keys() - wanted.keys()):
+            self._leave(name, found[name])
             _LOGGER.warning("vm=%s is gone from libvirt: no more captures; its points stay in the repository", name)
-        for name in sorted(wanted.keys() - found - self._named):
-            self._jobs[name] = Job([wanted[name]], self._captures, self._clock, self, found=True)
-            self._schedule(self._jobs[name])
-            _LOGGER.info(
-                "vm=%s was found: it is protected from now on, every %s", name, format_duration(wanted[name].rpo_s)
-            )
+        for name in sorted(wanted.keys() - found.keys() - self._named):
+            vm = wanted[name]
+            self._join(vm)
+            rpo, group = format_duration(vm.rpo_s), f", in the group {vm.group}" if vm.group else ""
+            _LOGGER.info("vm=%s was found: it is protected from now on, every %s%s", name, rpo, group)
+
+    def _leave(self, name: str, job: Job) -> None:
+        """Capture a VM no more that a pattern had found."""
+        job.leave(name)
+        if job.is_empty:
+            del self._jobs[job.key]
+            self.drop(job.key)
+        self.end_seed(name)
+
+    def _join(self, vm: VmSettings) -> None:
+        """Capture a VM that a pattern has found: with the others of its group, if it is in one that is captured."""
+        job = self._jobs.get(job_key(vm))
+        if job is None:
+            job = Job([vm], self._captures, self._clock, self, found=True)
+            self._jobs[job.key] = job
+            self._schedule(job)
+            return
+        rests = not job.vm_names_kept
+        job.join(vm)
+        if rests:  # all its VMs were given up, so it is not scheduled any more
+            self._schedule(job)
 
     def check_alive(self) -> None:
         """Check that the scheduler works; taking its lock shows that it is not stuck, either.

@@ -98,8 +98,8 @@ class Job:
     ) -> None:
         """`found`: a pattern has found the VM, and may lose it again."""
         first = vms[0]
-        self.found = first.name if found else ""
-        self.key = first.name if first.group is None else f"group {first.group}"
+        self.found = {first.name} if found else set[str]()
+        self.key = job_key(first)
         self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
         self._is_group = first.group is not None
         self._label = f"vm={first.name}" if first.group is None else f"group={first.group}"
@@ -117,6 +117,29 @@ class Job:
     def vm_names(self) -> Sequence[str]:
         """The VMs to capture now: neither given up nor being seeded."""
         return [name for name in list(self._histories) if name not in self._seeding]
+
+    @property
+    def vm_names_kept(self) -> Sequence[str]:
+        """The VMs that were not given up."""
+        return list(self._histories)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no VM at all any more, not even one that was given up."""
+        return not self._vms
+
+    def join(self, vm: VmSettings) -> None:
+        """Capture one more VM of the group, from the next cycle on."""
+        self.found.add(vm.name)
+        self._vms[vm.name] = vm
+        self._histories[vm.name] = History(vm, self._clock)
+
+    def leave(self, name: str) -> None:
+        """Forget a VM that a pattern had found; a cycle of it that runs now ends as it may."""
+        self.found.discard(name)
+        self._vms.pop(name, None)
+        self._histories.pop(name, None)
+        self._seeding.discard(name)
 
     def run(self, names: Sequence[str]) -> None:
         """One cycle of the VMs in `names`; whatever goes wrong in it stays in it."""
@@ -138,9 +161,9 @@ class Job:
     def settle(self) -> None:
         """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
         for name in self._to_seed:
-            self._agenda.begin_seed(
-                SeedJob(self._vms[name], self._histories[name], self, self._captures, self._clock, self._agenda)
-            )
+            vm, history = self._vms.get(name), self._histories.get(name)
+            if vm is not None and history is not None:  # else it is gone from libvirt meanwhile
+                self._agenda.begin_seed(SeedJob(vm, history, self, self._captures, self._clock, self._agenda))
         self._to_seed = []
 
     def seeded(self, name: str) -> None:
@@ -163,8 +186,11 @@ class Job:
         self._is_too_slow = too_slow
 
     def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
-        if self._histories[name].note(result, took_s) is Verdict.NEVER:
-            del self._histories[name]
+        history = self._histories.get(name)
+        if history is None:  # it is gone from libvirt meanwhile
+            return
+        if history.note(result, took_s) is Verdict.NEVER:
+            self._histories.pop(name, None)
         else:
             self._go_on(name, result)
 
@@ -252,6 +278,11 @@ def _is_usual(result: Outcome | Exception) -> bool:
 
 def _is_seed_due(result: Outcome | Exception) -> bool:
     return isinstance(result, Outcome) and result.result in {Result.SEED_DUE, Result.SEEDING}
+
+
+def job_key(vm: VmSettings) -> str:
+    """The key of the job that captures a VM: its own, or its group's."""
+    return vm.name if vm.group is None else f"group {vm.group}"
 
 
 def seed_key(vm_name: str) -> str:

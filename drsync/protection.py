@@ -113,8 +113,8 @@ def _settings(name: str, domain: Domain, protect: ProtectSettings) -> VmSettings
         consistency=protect.consistency,
         freeze_timeout_s=protect.freeze_timeout_s,
         on_freeze_failure=protect.on_freeze_failure,
-        group=None,
-        group_pause=True,
+        group=protect.group,
+        group_pause=protect.group_pause,
     )
 
 

@@ -24,6 +24,8 @@ from drsync.errors import (
     CaptureRunning,
     DrsyncError,
     IntegrityError,
+    LibraryMissing,
+    LiveUnavailable,
     ObjectMissing,
     PointLost,
     RepositoryExists,
@@ -280,21 +282,33 @@ class Session:
         with self.spool.vm(vm.name).locked(), self.open_source(vm) as source:
             return source.survey(base_of(newest_point(log, head)), tidy=False)
 
-    def streams(self, vm: VmSettings, disks: Sequence[DiskSurvey]) -> bool:
-        """Whether a capture of these disks would be read live, not copied into the spool.
+    def way(self, vm: VmSettings, disks: Sequence[DiskSurvey]) -> tuple[bool, Sequence[str]]:
+        """Whether a capture of these disks would be read live, not copied to the spool; what there is to know of it.
 
         Raises:
             SpoolFull: it would, and the spool has no room to end that.
             LibraryMissing: it would, and what that needs is not installed.
+            NoWayToCopy: it would have to, and can't be.
         """
         spool = self.spool.vm(vm.name)
-        if not is_to_be_streamed(disks, spool, self._seed_options()):
-            return False
-        from drsync.source.nbd import load  # noqa: PLC0415 - only live reading needs it
-
-        spool.check_room(0)
-        load(vm.name)
-        return True
+        wanted = is_to_be_streamed(disks, spool, self._seed_options())
+        if wanted:
+            spool.check_room(0)
+        with spool.locked(), self.open_source(vm) as source:
+            try:
+                source.check_live(disks)
+            except LibraryMissing:
+                if wanted:
+                    raise
+                return False, []
+            except LiveUnavailable as err:
+                copy_bytes = sum(disk.copy_bytes for disk in disks)
+                if wanted and not spool.has_room(copy_bytes):
+                    raise spool.no_way(copy_bytes, err) from err
+                problem = f"can't be read live: {err.fields['problem']}"
+                told = wanted or source.is_running()
+                return False, [f"{problem}; so a full needs room in the spool"] if told else []
+        return wanted, []
 
     def _seed_options(self, stop: Callable[[], bool] = lambda: False) -> SeedOptions:
         return SeedOptions(

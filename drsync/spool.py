@@ -36,7 +36,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from drsync.durable import sync_directory
-from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
+from drsync.errors import CaptureRunning, LiveUnavailable, NoWayToCopy, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency, is_name
 from drsync.units import format_size
 
@@ -265,6 +265,16 @@ class VmSpool:
     def has_room(self, copy_bytes: int) -> bool:
         """Whether `check_room` would find the room."""
         return _needed_bytes(copy_bytes) <= self._spool.free_bytes()
+
+    def no_way(self, copy_bytes: int, cause: LiveUnavailable) -> NoWayToCopy:
+        """The error of a capture for which there is no room, and which can't be read live for this `cause`."""
+        return NoWayToCopy(
+            vm=self.vm,
+            path=self._spool.path,
+            needed=format_size(_needed_bytes(copy_bytes)),
+            free=format_size(max(0, self._spool.free_bytes())),
+            problem=cause.fields["problem"],
+        )
 
     @property
     def journal_path(self) -> Path:

@@ -32,6 +32,8 @@ from storage_daemon import DaemonDisk, StorageDaemon
 from drsync.model import CaptureId, Pace, Progress
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveReader, LiveView, Source, at_once
 from drsync.source.bitmap import Owner
+from drsync.source.libvirt_pull import PullOptions
+from drsync.source.libvirt_scratch import ScratchLimits
 from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
 from drsync.source.libvirt_xml import checkpoint_xml
 
@@ -130,11 +132,14 @@ class LibvirtBench(RootOnDaemon):
     missing = BROKEN_REASON
     inconsistent = BROKEN_REASON
 
-    def __init__(self, ground: LibvirtGround, directory: Path, layers: Path) -> None:
+    def __init__(self, ground: LibvirtGround, directory: Path, layers: Path, *, pulls: bool) -> None:
+        """`pulls`: drsync copies by itself, else QEMU does it."""
         directory.mkdir()
         self.site = ground.site
         self.ground = ground
         self.layers = layers
+        scratch = ScratchLimits(keep_free_bytes=0)
+        self._pull = PullOptions(directory=layers / ".live", scratch=scratch) if pulls else None
         self.daemon = StorageDaemon(directory, [DaemonDisk(name="root", size_bytes=_ROOM_BYTES, format="raw")])
         self.files = {"root": self.daemon.path("root"), "data": directory / "data.qcow2"}
         for name, path in self.files.items():
@@ -165,6 +170,7 @@ class LibvirtBench(RootOnDaemon):
             repository_tag=tag,
             layers=self.layers,
             exclude=exclude,
+            pull=self._pull,
         )
         return NamedSource(open_source(options))
 

@@ -274,19 +274,27 @@ class RootOnDaemon(SourceBench):
 class DaemonBench(RootOnDaemon):
     """QMP, on a real qemu-storage-daemon."""
 
-    def __init__(self, directory: Path, image_format: Literal["qcow2", "raw"]) -> None:
+    def __init__(self, directory: Path, image_format: Literal["qcow2", "raw"], *, free_nbd: bool = False) -> None:
+        """`free_nbd`: disks can be read live."""
         directory.mkdir(exist_ok=True)
         self.keeps_bitmaps = image_format == "qcow2"
         disks = [DaemonDisk(name=name, size_bytes=size, format=image_format) for name, size in SIZES.items()]
-        self.daemon = StorageDaemon(directory, disks)
+        self.daemon = StorageDaemon(directory, disks, free_nbd=free_nbd)
         self.root_format = image_format
         self.daemon.start()
 
     def open(self, *, tag: str = TAG, disks: Mapping[str, str] | None = None) -> Source:
         names = disks if disks is not None else {name: name for name in SIZES}
         nodes = {name: f"d-{disk}" for name, disk in names.items()}
-        options = QmpOptions(vm="web", socket=self.daemon.qmp_socket, repository_tag=tag, disks=nodes)
-        return QmpSource(options)
+        return QmpSource(
+            QmpOptions(
+                vm="web",
+                socket=self.daemon.qmp_socket,
+                repository_tag=tag,
+                disks=nodes,
+                live_directory=self.daemon.directory / ".live",
+            )
+        )
 
     def write(self, disk: str, offset: int, length: int, pattern: int) -> None:
         self.daemon.io(disk, f"write -P {pattern} {offset} {length}")

@@ -129,12 +129,12 @@ def _vm(session: Session, vm: VmSettings) -> Check:
     try:
         access = session.check_access(vm)
         disks = session.survey(vm)
-        streams = session.streams(vm, disks)
+        streams, notes = session.way(vm, disks)
         agent = _agent(session, vm)
     except DrsyncError as err:
         return Check(name=name, error=err)
     lines = [_disk_line(disk, streams=streams) for disk in disks]
-    return Check(name=name, details=[*lines, *access, *agent], disks=disks)
+    return Check(name=name, details=[*lines, *notes, *access, *agent], disks=disks)
 
 
 def _agent(session: Session, vm: VmSettings) -> Sequence[str]:

@@ -96,6 +96,7 @@ class _Reading(TableReading):
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
+        self._check_groups(vms, protects)
         if repository is None or spool is None or limits is None or daemon is None:
             return None
         self._check_s3_only(repository)
@@ -124,7 +125,6 @@ class _Reading(TableReading):
         vms = [vm for number, table in enumerate(tables, 1) if (vm := self._vm(number, table)) is not None]
         self._check_unique("name", [vm.name for vm in vms])
         self._check_sources(vms)
-        self._check_groups(vms)
         return tuple(vms)
 
     def _check_sources(self, vms: Sequence[VmSettings]) -> None:
@@ -146,17 +146,21 @@ class _Reading(TableReading):
             limit = f"is longer than a socket's path can be ({MAX_SOCKET_PATH_BYTES} bytes)"
             self.problems.append(f'[[vm]] "{vm.name}": {key}: {path} {limit}')
 
-    def _check_groups(self, vms: Sequence[VmSettings]) -> None:
+    def _check_groups(self, vms: Sequence[VmSettings], protects: Sequence[ProtectSettings]) -> None:
         """All VMs of a group are captured by one job, so what that job does must be the same for them."""
-        first: dict[str, VmSettings] = {}
-        for vm in vms:
-            if vm.group is None:
+        first: dict[str, tuple[str, VmSettings | ProtectSettings]] = {}
+        members: list[tuple[str, str, VmSettings | ProtectSettings]] = [
+            *((f'[[vm]] "{vm.name}"', f'"{vm.name}"', vm) for vm in vms),
+            *((f"[[protect]] number {n}", f"[[protect]] number {n}", p) for n, p in enumerate(protects, 1)),
+        ]
+        for where, name, one in members:
+            if one.group is None:
                 continue
-            other = first.setdefault(vm.group, vm)
-            for key, same in (("rpo", vm.rpo_s == other.rpo_s), ("group_pause", vm.group_pause == other.group_pause)):
+            other_name, other = first.setdefault(one.group, (name, one))
+            for key, same in (("rpo", one.rpo_s == other.rpo_s), ("group_pause", one.group_pause == other.group_pause)):
                 if not same:
-                    where = f'[[vm]] "{vm.name}": {key} is not that of "{other.name}"'
-                    self.problems.append(f'{where}, which is in the group "{vm.group}", too')
+                    problem = f'{key} is not that of {other_name}, which is in the group "{one.group}", too'
+                    self.problems.append(f"{where}: {problem}")
 
     def _protects(self, tables: object) -> tuple[ProtectSettings, ...]:
         if not isinstance(tables, list):

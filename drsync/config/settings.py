@@ -280,6 +280,27 @@ OnFreezeFailureKey = Annotated[
 ]
 
 
+GroupKey = Annotated[
+    str | None,
+    Key(
+        name="group",
+        parse=read_name,
+        meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
+        why="Left out: the VM is captured by itself.",
+    ),
+]
+GroupPauseKey = Annotated[
+    bool,
+    Key(
+        name="group_pause",
+        parse=read_switch,
+        default=True,
+        meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
+        why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSettings:
     """`[[vm]]`: one machine to protect."""
@@ -309,25 +330,8 @@ class VmSettings:
     consistency: ConsistencyKey
     freeze_timeout_s: FreezeTimeoutKey
     on_freeze_failure: OnFreezeFailureKey
-    group: Annotated[
-        str | None,
-        Key(
-            name="group",
-            parse=read_name,
-            meaning="VMs with the same group are captured at one instant. They need the same `rpo`.",
-            why="Left out: the VM is captured by itself.",
-        ),
-    ]
-    group_pause: Annotated[
-        bool,
-        Key(
-            name="group_pause",
-            parse=read_switch,
-            default=True,
-            meaning="Whether the VMs of the group are paused, for some milliseconds, until all are captured.",
-            why="Only so do their points fit together when no agent freezes them. The same for all VMs of a group.",
-        ),
-    ]
+    group: GroupKey
+    group_pause: GroupPauseKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +384,8 @@ class ProtectSettings:
     consistency: ConsistencyKey
     freeze_timeout_s: FreezeTimeoutKey
     on_freeze_failure: OnFreezeFailureKey
+    group: GroupKey
+    group_pause: GroupPauseKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,8 +43,20 @@ class SpoolClosed(SpoolError):
     remedy_template = "chmod o+x {directory}"
 
 
+class NoWayToCopy(SpoolError):
+    """A copy of the disks does not fit the spool, and they can't be read live, either."""
+
+    code = 64
+    retryable = True
+    template = (
+        "VM {vm}: a copy may need {needed} in {path}, where {free} are free beside the reserve; "
+        "and its disks can't be read live: {problem}"
+    )
+    remedy_template = "df -h {path}   (make room there, or set [spool] path to a larger disk; or see docs/libvirt.md)"
+
+
 class LiveUnavailable(SpoolError):
-    """The disks can't be read live, which a capture needs that does not fit the spool."""
+    """The disks can't be read live now."""
 
     code = 68
     retryable = True

@@ -10,16 +10,32 @@ from source_bench import SIZES, DaemonBench, MemoryBench, SourceBench
 from source_protection import Protection
 
 
-@pytest.fixture(params=["memory", "qcow2", "raw", "libvirt"])
+@pytest.fixture(params=["memory", "qcow2", "raw", "libvirt", "libvirt-pull"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBench]:
     with ExitStack() as stack:
         if request.param == "memory":
             bench: SourceBench = MemoryBench()
-        elif request.param == "libvirt":
+        elif request.param.startswith("libvirt"):
             ground = request.getfixturevalue("ground")
-            bench = LibvirtBench(ground, tmp_path / "domain", tmp_path)
+            bench = LibvirtBench(ground, tmp_path / "domain", tmp_path, pulls=request.param == "libvirt-pull")
         else:
             bench = DaemonBench(tmp_path / "daemon", request.param)
+        stack.callback(bench.close)
+        for disk, size in SIZES.items():
+            bench.write(disk, 0, size, 1)
+        yield bench
+
+
+@pytest.fixture(params=["memory", "qcow2", "raw", "libvirt"])
+def live_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBench]:
+    """As `bench`, with disks that can be read live."""
+    with ExitStack() as stack:
+        if request.param == "memory":
+            bench: SourceBench = MemoryBench()
+        elif request.param == "libvirt":
+            bench = LibvirtBench(request.getfixturevalue("ground"), tmp_path / "domain", tmp_path, pulls=True)
+        else:
+            bench = DaemonBench(tmp_path / "daemon", request.param, free_nbd=True)
         stack.callback(bench.close)
         for disk, size in SIZES.items():
             bench.write(disk, 0, size, 1)

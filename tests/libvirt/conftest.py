@@ -20,7 +20,7 @@ def site() -> Iterator[LibvirtSite]:
 @pytest.fixture
 def bench(ground: LibvirtGround, tmp_path: Path) -> Iterator[LibvirtBench]:
     """The domain `web`, off, with disks full of ones."""
-    bench = LibvirtBench(ground, tmp_path / "domain", tmp_path)
+    bench = LibvirtBench(ground, tmp_path / "domain", tmp_path, pulls=True)
     try:
         for disk, size in SIZES.items():
             bench.write(disk, 0, size, 1)

@@ -1,12 +1,15 @@
 """Reading a running domain live, in pull mode: one job after the other, and a guest that is never hurt by it."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pytest
+from command_line import Cli
 from idle_domain import IdleDomain
 from libvirt_site import LibvirtSite
 
@@ -111,3 +114,35 @@ def test_a_domain_with_iothreads_is_not_read_in_pull_mode(site: LibvirtSite, tmp
                 attempt()
         assert domain.site.virsh("checkpoint-list", "threads", "--name").split() == []
         assert domain.state == "running"
+
+
+def test_config_check_tells_how_a_full_would_be_read(site: LibvirtSite, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    with ExitStack() as stack:
+        for name, changes in (("plain", {}), ("threads", {"iothread": True}), ("raw", {"formats": {"vda": "raw"}})):
+            stack.enter_context(IdleDomain(site, name, {"vda": 8 * MIB}, **changes)).io("vda", "write -P 5 0 4M")
+        vms = "".join(
+            f'[[vm]]\nname = "{name}"\nsource = "libvirt"\nuri = "{site.uri}"\n' for name in ("plain", "threads", "raw")
+        )
+        cli.configure(spool='stream_above = "1MiB"', extra=vms)
+        cli.ok("init")
+        text = cli.ok("config", "check").stdout
+        assert "vm plain: vda: would read live up to" in text
+        for name, reason in (
+            ("threads", "it has iothreads, and a QEMU 7.2."),
+            ("raw", "libvirt keeps bitmaps of qcow2"),
+        ):
+            assert f"vm {name}: vda: would capture up to" in text
+            assert f"vm {name}: can't be read live: {reason}" in text
+        assert text.count("; so a full needs room in the spool") == 2
+        reserve = f'reserve = "{reserve_leaving(cli.spool, 3 * MIB)}B"'
+        cli.config.write_text(cli.config.read_text().replace('reserve = "1MiB"', reserve))
+        error, remedy = cli.refused(64, "capture", "threads")
+        assert "and its disks can't be read live: it has iothreads, and a QEMU 7.2." in error
+        assert remedy.startswith(f"df -h {cli.spool}")
+        assert cli.ok("capture", "plain", "--json").json["result"] == "committed"
+
+
+def reserve_leaving(spool: Path, room_bytes: int) -> int:
+    """A reserve beside which just this room is free."""
+    return shutil.disk_usage(spool).free - room_bytes

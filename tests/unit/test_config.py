@@ -136,6 +136,14 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
             '[[vm]] "db": group_pause is not that of "web", which is in the group "g", too',
         ),
         (
+            REPOSITORY + VM + "group = 'g'\n[[protect]]\nmatch = 'x*'\ngroup = 'g'\nrpo = '1m'",
+            '[[protect]] number 1: rpo is not that of "web", which is in the group "g", too',
+        ),
+        (
+            REPOSITORY + "[[protect]]\nmatch='a*'\ngroup='g'\n[[protect]]\nmatch='b*'\ngroup='g'\ngroup_pause=false",
+            '[[protect]] number 2: group_pause is not that of [[protect]] number 1, which is in the group "g", too',
+        ),
+        (
             REPOSITORY + VM + "agent = 'a'\n[[vm]]\nname = 'db'\nsocket = 's'\nagent = 'a'",
             '[[vm]]: agent = "/etc/drsync/a" stands 2 times; it must be unique',
         ),

@@ -824,6 +824,38 @@ def test_a_vm_that_appears_is_captured_and_one_that_is_gone_no_more(caplog: pyte
     assert "vm=named is gone" not in caplog.text
 
 
+def test_what_a_pattern_finds_joins_its_group_and_leaves_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="drsync")
+    captures = ScriptedCaptures()
+    config = grouped(pattern_config("named"), "shop", "named")
+    a, b = (replace(found_vm(name), group="shop") for name in "ab")
+    captures.found = [*config.vms]
+    with running(config, captures) as work:
+        wait_until(lambda: ("named",) in captures.groups)
+        captures.found = [*config.vms, a]
+        wait_until(lambda: ("named", "a") in captures.groups)
+        captures.found = [*config.vms, b]
+        wait_until(lambda: ("named", "b") in captures.groups)
+        assert work.stop()
+    assert {names for names in captures.groups if len(names) > 2} <= {("named", "a", "b")}
+    assert captures.groups[-1] == ("named", "b")
+    assert "vm=a was found: it is protected from now on, every 0.1 s, in the group shop" in caplog.text
+    assert "vm=a is gone from libvirt" in caplog.text
+
+
+def test_a_group_of_found_vms_alone_begins_ends_and_begins_again() -> None:
+    captures = ScriptedCaptures()
+    members = [replace(found_vm(name), group="shop") for name in "ab"]
+    with running(pattern_config(), captures) as work:
+        for _ in range(2):
+            captures.found = members
+            before = captures.groups.count(("a", "b"))
+            wait_until(lambda before=before: captures.groups.count(("a", "b")) > before + 1)  # type: ignore[misc]
+            captures.found = []
+            wait_until(lambda: not work.daemon._generation._jobs)
+        assert work.stop()
+
+
 def test_while_libvirt_does_not_answer_the_vms_that_are_known_go_on(caplog: pytest.LogCaptureFixture) -> None:
     captures = ScriptedCaptures()
     config = pattern_config()

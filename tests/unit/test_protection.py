@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drsync.config import Config, LibvirtSource, parse_config
+from drsync.config import Config, LibvirtSource, captured_together, parse_config
 from drsync.errors import LibvirtUnreachable, UnknownVm
 from drsync.model import is_name
 from drsync.protection import Protection, repository_name
@@ -60,6 +60,18 @@ def test_a_pattern_finds_what_matches_and_is_not_excluded() -> None:
     vm = protection.vm("prod-web")
     assert vm.source == LibvirtSource(domain="prod-web", uri=SYSTEM, exclude=("vdb",))
     assert (vm.rpo_s, vm.capture_timeout_s) == (60, 600)
+
+
+def test_what_a_pattern_finds_is_in_its_group() -> None:
+    hosts = Hosts({SYSTEM: ["shop-db", "shop-web", "other"]})
+    text = (
+        "[[vm]]\nname='cache'\nsource='libvirt'\ngroup='shop'\ngroup_pause=false\n"
+        "[[protect]]\nmatch='shop-*'\ngroup='shop'\ngroup_pause=false\n[[protect]]\nmatch='*'\n"
+    )
+    protection = Protection(config(text), hosts.find)
+    together = [[vm.name for vm in vms] for vms in captured_together(protection.look())]
+    assert together == [["cache", "shop-db", "shop-web"], ["other"]]
+    assert {vm.group_pause for vm in protection.vms if vm.group} == {False}
 
 
 def test_what_is_named_or_was_matched_before_is_not_taken_again() -> None:
