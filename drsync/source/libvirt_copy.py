@@ -26,6 +26,7 @@ from drsync.errors import CaptureFailed
 from drsync.model import BLOCK_SIZE, Clock, Kind, NoPace, block_count
 from drsync.qcow2 import ENTRY_ABSENT, ENTRY_ZERO, TABLE_BLOCKS, ImageWriter
 from drsync.source import Base, DiskSurvey, LiveReader
+from drsync.source.backup import make_layer
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_connection import LibvirtDomain
 from drsync.source.libvirt_guard import Guard
@@ -48,17 +49,28 @@ class PulledCopy:
         self._guard = guard
         self._disks = disks
         self._clock = clock
+        self._text = ""
 
-    def begin(self, xml: DomainXml, checkpoint: str | None) -> None:
+    def prepare(self, xml: DomainXml, layers: Mapping[str, Path]) -> None:
+        """Make all files, the layers too: nothing that takes long is left for `begin`.
+
+        Raises:
+            LiveUnavailable, SpoolUnusable: they can't be made.
+        """
+        self._text = self._job.prepare(xml)
+        for disk in self._disks:
+            make_layer(layers[disk.name], disk.size_bytes, (os.geteuid(), os.getegid()))
+
+    def begin(self, checkpoint: str | None) -> None:
         """Hold all disks as they are now, and let the bitmaps of `checkpoint` (its XML) record from now on.
 
         Raises:
-            LiveUnavailable, SpoolUnusable, CaptureFailed, SourceLost: as PullJob.begin.
+            CaptureFailed, SourceLost: as PullJob.begin.
         """
-        self._job.begin(xml, checkpoint)
+        self._job.begin(self._text, checkpoint)
 
     def write(self, layers: Mapping[str, Path], watch: Watch, *, deadline_s: float) -> None:
-        """Write the layers, which must not exist.
+        """Fill the layers.
 
         Raises:
             TimeoutError: the clock's `monotonic_s` passed `deadline_s`.
@@ -140,7 +152,7 @@ def pulled_copy(
 
 
 def write_layer(reader: LiveReader, path: Path, disk: DiskSurvey, went_on: Callable[[int], None]) -> None:
-    """Write what `reader` holds of a disk as a new layer at `path`; `went_on` is told how many bytes more it holds.
+    """Write what `reader` holds of a disk into the empty layer at `path`; `went_on` is told of each so many bytes.
 
     An increment says of every block in it that is zeros that it is; a full need not, as nothing is below it.
 
@@ -150,7 +162,7 @@ def write_layer(reader: LiveReader, path: Path, disk: DiskSurvey, went_on: Calla
     """
     zeros = ENTRY_ZERO if disk.kind is Kind.INCREMENTAL else ENTRY_ABSENT
     blocks = block_count(disk.size_bytes)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
     try:
         writer = ImageWriter(fd, disk.size_bytes)
         for index, first in enumerate(range(0, blocks, TABLE_BLOCKS)):

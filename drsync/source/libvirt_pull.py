@@ -154,13 +154,11 @@ class PullJob:
     def _is_dirty(self, disk: DiskSurvey) -> bool:
         return disk.kind is Kind.INCREMENTAL and bool(self._base)
 
-    def begin(self, xml: DomainXml, checkpoint: str | None = None) -> None:
-        """Begin a job, and a checkpoint (its XML) at the same instant.
+    def prepare(self, xml: DomainXml) -> str:
+        """Make what a job needs, in advance; the job's XML, for `begin`.
 
         Raises:
             LiveUnavailable, SpoolUnusable: there is no room for its scratch files.
-            CaptureFailed: libvirt refused it.
-            SourceLost: the domain or libvirt went away.
         """
         files = self.scratch.make(self._disks, xml.qemu_user)
         pulled = [
@@ -175,7 +173,15 @@ class PullJob:
         ]
         names = {disk.name for disk in self._disks}
         others = [t for t in (*(d.target for d in xml.disks), *xml.excluded) if t not in names]
-        text = pull_xml(pulled, others, self.scratch.socket)
+        return pull_xml(pulled, others, self.scratch.socket)
+
+    def begin(self, text: str, checkpoint: str | None = None) -> None:
+        """Begin the job that was prepared, and a checkpoint (its XML) at the same instant.
+
+        Raises:
+            CaptureFailed: libvirt refused it.
+            SourceLost: the domain or libvirt went away.
+        """
         flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
         try:
             self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(text, checkpoint, flags))

@@ -64,7 +64,7 @@ class Slices:
         """Begin the first job.
 
         Raises:
-            LiveUnavailable, SpoolUnusable, CaptureFailed, SourceLost: as PullJob.begin; nothing is left.
+            LiveUnavailable, SpoolUnusable, CaptureFailed, SourceLost: as PullJob.prepare and begin; nothing is left.
         """
         try:
             self._begin()
@@ -142,7 +142,7 @@ class Slices:
                 return
 
     def _begin(self) -> None:
-        self._job.begin(self._look())
+        self._job.begin(self._job.prepare(self._look()))
         self._began_s = self._clock.monotonic_s()
         with self._changed:
             self._number += 1

@@ -286,9 +286,10 @@ class LibvirtSource:
             raise self._failed("virDomainBackupBegin", "there is no place for scratch files")
         checkpoint = self._checkpoint(capture, xml, [disk.name for disk in disks])
         with pulled_copy(self._domain, self._owner, base, disks, self._options.pull, self._clock) as copy:
+            copy.prepare(xml, layers)
             with instant(), self._paused() if xml.has_iothreads else _going_on():
                 time = self._clock.now().astimezone(UTC)
-                copy.begin(xml, checkpoint)
+                copy.begin(checkpoint)
             copy.write(layers, watch, deadline_s=deadline_s)
         return time
 
