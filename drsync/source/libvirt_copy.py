@@ -13,6 +13,7 @@ is more than there is room for, the capture fails, not the guest's write; a proc
 of its own sees to that if this one dies or hangs (libvirt_guard.py).
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from drsync.source.watch import Watch
 READS: Final = 4
 """Requests on their way at a time, and the largest of them: what QEMU's own copy is told where it can be."""
 _READ_BLOCKS: Final = 4
+_LOOK_S: Final = 0.1
+"""How often scratch space is looked at."""
 
 
 class PulledCopy:
@@ -50,6 +53,7 @@ class PulledCopy:
         self._disks = disks
         self._clock = clock
         self._text = ""
+        self._looked_s = -math.inf
 
     def prepare(self, xml: DomainXml, layers: Mapping[str, Path]) -> None:
         """Make all files, the layers too: nothing that takes long is left for `begin`.
@@ -65,7 +69,7 @@ class PulledCopy:
         """Hold all disks as they are now, and let the bitmaps of `checkpoint` (its XML) record from now on.
 
         Raises:
-            CaptureFailed, SourceLost: as PullJob.begin.
+            LiveUnavailable, CaptureFailed, SourceLost: as PullJob.begin.
         """
         self._job.begin(self._text, checkpoint)
 
@@ -109,10 +113,14 @@ class PulledCopy:
         watch.tick(total_bytes, total_bytes)
 
     def _look(self, deadline_s: float) -> None:
-        if self._clock.monotonic_s() > deadline_s:
+        now_s = self._clock.monotonic_s()
+        if now_s > deadline_s:
             raise TimeoutError
+        if now_s < self._looked_s + _LOOK_S:
+            return
+        self._looked_s = now_s
         self._guard.check()
-        if self._job.scratch.is_spent():
+        if self._job.scratch.is_spent(now_s):
             problem = "the guest overwrites more during the copy than the spool has room for"
             raise CaptureFailed(vm=self._job.vm, operation="copying", problem=problem)
 

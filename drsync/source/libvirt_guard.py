@@ -82,8 +82,10 @@ class Guard:
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):  # it has work to do, and leaves by itself
+        try:
             self._process.wait(timeout=_LEAVE_S)
+        except subprocess.TimeoutExpired:  # it has work to do, and leaves by itself
+            threading.Thread(target=self._process.wait, name=f"guard {self._vm}", daemon=True).start()
 
 
 def end_dead_job(vm: str, uri: str, domain: str, directory: Path, *, timeout_s: float = 60.0) -> None:

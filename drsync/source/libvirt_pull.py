@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 SAFE_VERSION: Final = 9_000_000
 """From this QEMU on, as libvirt writes versions, an NBD client may leave a disk that an iothread serves."""
+_NO_SERVER: Final = ("nbd-server-start", "Permission denied")
+"""What libvirt's refusals say when QEMU has an NBD server of somebody else's, or may not write below the spool."""
 _BITMAP: Final = "changed"
 _CANCEL_TIMEOUT_S: Final = 60.0
 _PROC: Final = Path("/proc")
@@ -179,7 +181,8 @@ class PullJob:
         """Begin the job that was prepared, and a checkpoint (its XML) at the same instant.
 
         Raises:
-            CaptureFailed: libvirt refused it.
+            LiveUnavailable: QEMU can't serve at the socket.
+            CaptureFailed: libvirt refused it for another reason.
             SourceLost: the domain or libvirt went away.
         """
         flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
@@ -187,6 +190,8 @@ class PullJob:
             self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(text, checkpoint, flags))
         except LibvirtRefused as err:
             self.scratch.remove()
+            if any(sign in err.text for sign in _NO_SERVER):
+                raise LiveUnavailable(vm=self.vm, problem=err.text) from err
             raise self.failed(err) from err
 
     def end(self) -> None:

@@ -20,6 +20,8 @@ from drsync.units import KiB, MiB, format_size
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero."""
+_END_S: Final = 1.0
+"""How long a job's end may take on a busy host; usually it is 0.2 s."""
 _EMPTY_BYTES: Final = 256 * KiB
 """What an empty scratch file takes for its tables, at most."""
 
@@ -44,6 +46,8 @@ class Scratch:
         self.directory = directory
         self._limits = limits
         self._budget_bytes = 0
+        self._seen: tuple[float, int] | None = None
+        """When it was last looked, and what the files took then."""
         self._files: list[Path] = []
 
     @property
@@ -82,6 +86,7 @@ class Scratch:
                 os.chown(self.directory, *owner, follow_symlinks=False)
         except OSError as err:
             raise self._unavailable(f"{err.filename or self.directory}: {err.strerror}") from err
+        self._seen = None
         self._files = [self.directory / f"scratch-{number}.qcow2" for number in range(len(disks))]
         for path, disk in zip(self._files, disks, strict=True):
             make_layer(path, disk.size_bytes, owner)
@@ -95,10 +100,19 @@ class Scratch:
                 used += path.stat().st_blocks * 512
         return used
 
-    def is_spent(self) -> bool:
-        """Whether the job has to end now."""
-        over = self.used_bytes() - len(self._files) * _EMPTY_BYTES > self._budget_bytes
-        return over or free_bytes(self.directory) < self._limits.keep_free_bytes
+    def is_spent(self, now_s: float) -> bool:
+        """Whether the job has to end now, at `now_s` of a clock that never goes back.
+
+        Not only when the budget is spent, but also if it would be too late when the job has ended,
+        should the guest go on as it did since it was last looked.
+        """
+        used_bytes, left_bytes = self.used_bytes(), free_bytes(self.directory) - self._limits.keep_free_bytes
+        rate = 0.0
+        if self._seen is not None and now_s > self._seen[0]:
+            rate = max(0, used_bytes - self._seen[1]) / (now_s - self._seen[0])
+        self._seen = (now_s, used_bytes)
+        over = used_bytes - len(self._files) * _EMPTY_BYTES > self._budget_bytes
+        return over or left_bytes < 0 or left_bytes < rate * _END_S
 
     def remove(self) -> None:
         """Remove everything; no job may use it. What can't be removed harms nobody and is tried again."""

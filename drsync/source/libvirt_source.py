@@ -52,6 +52,8 @@ _PAUSED_BY_US: Final = "paused-by-drsync"
 """A file beside the layers while the guest is paused: whoever finds it after a crash lets the guest go on."""
 _COPYING: Final = "copying"
 """A file beside the layers while libvirt copies: if libvirtd ends meanwhile, it may forget a bitmap of its own."""
+_UNSERVED: Final = "unserved"
+"""A file beside the layers: this QEMU could not serve its disks to drsync, so captures are left to it."""
 RAW_REASON: Final = "libvirt keeps no bitmap of a {format} image, so all of it is read every time"
 BROKEN_REASON: Final = "bitmap is missing or broken: QEMU did not end cleanly, or the image is another one"
 
@@ -264,12 +266,19 @@ class LibvirtSource:
 
     def _can_pull(self, xml: DomainXml, disks: Sequence[DiskSurvey]) -> bool:
         """Whether drsync can copy by itself, which the guest feels less than QEMU's own copy."""
+        if self._unserved.exists() and self._unserved.read_text() == self.incarnation():
+            return False
+        self._unserved.unlink(missing_ok=True)
         try:
             check_pull(self._domain, xml, disks, self._options.pull)
         except (LiveUnavailable, LibraryMissing) as err:
             log.info("vm=%s QEMU copies by itself, which the guest may feel: %s", self._options.vm, err)
             return False
         return True
+
+    @property
+    def _unserved(self) -> Path:
+        return self._options.layers / _UNSERVED
 
     def _pull(
         self,
@@ -289,7 +298,11 @@ class LibvirtSource:
             copy.prepare(xml, layers)
             with instant(), self._paused() if xml.has_iothreads else _going_on():
                 time = self._clock.now().astimezone(UTC)
-                copy.begin(checkpoint)
+                try:
+                    copy.begin(checkpoint)
+                except LiveUnavailable as err:  # the instant is over: the next capture is QEMU's own
+                    self._unserved.write_text(self.incarnation())
+                    raise self._failed("virDomainBackupBegin", str(err)) from err
             copy.write(layers, watch, deadline_s=deadline_s)
         return time
 

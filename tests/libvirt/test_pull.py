@@ -116,6 +116,22 @@ def test_a_domain_with_iothreads_is_not_read_in_pull_mode(site: LibvirtSite, tmp
         assert domain.state == "running"
 
 
+def test_c6_somebody_elses_nbd_server_is_never_touched(domain: IdleDomain, tmp_path: Path) -> None:
+    theirs = domain.site.path / "theirs"
+    domain.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(theirs)}})
+    with open_source(options(domain, tmp_path)) as source:
+        surveys, base = record(source)
+        with pytest.raises(LiveUnavailable, match="already running"):
+            source.open_live(None, surveys, pace=NoPace())
+        assert domain.job() == "None"
+        assert not (tmp_path / ".live").exists()
+        assert {d.kind for d in source.survey(base)} == {Kind.INCREMENTAL}
+        domain.execute("nbd-server-stop")  # it is there still
+        view = source.open_live(None, surveys, pace=NoPace())
+        assert content_of(view, "vdb")[0] == domain.read("vdb")
+        view.close()
+
+
 def test_config_check_tells_how_a_full_would_be_read(site: LibvirtSite, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     with ExitStack() as stack:

@@ -33,7 +33,7 @@ from drsync.source.libvirt_scratch import ScratchLimits
 from drsync.source.libvirt_slices import PullView
 from drsync.source.libvirt_source import LibvirtOptions, open_source
 
-BUDGET_S: Final = 30.0
+BUDGET_S: Final = 20.0
 """No history is begun later than this after the first one: a loaded machine tries fewer."""
 _NUMBERS: Final = itertools.count()
 
