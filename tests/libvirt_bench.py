@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -154,6 +155,10 @@ class LibvirtBench(RootOnDaemon):
         self._started = False
         self.stays_off = False
         """Whether `open` leaves a domain off that is off."""
+
+    def limit_scratch(self, copy_scratch_bytes: int) -> None:
+        """Let the guest overwrite no more than so much while drsync copies."""
+        self._pull = None if self._pull is None else replace(self._pull, copy_scratch_bytes=copy_scratch_bytes)
 
     def open(self, *, tag: str = TAG, disks: Mapping[str, str] | None = None) -> Source:
         if not self._started and not self.stays_off:

@@ -141,8 +141,8 @@ def pulled_copy(
     """
     own = LibvirtDomain(domain.vm, domain.uri, domain.uuid)
     try:
-        room_bytes = options.scratch.most_bytes + sum(disk.copy_bytes for disk in disks)
-        scratch = Scratch(domain.vm, view_directory(options), replace(options.scratch, most_bytes=room_bytes))
+        limits = replace(options.scratch, most_bytes=options.copy_scratch_bytes)
+        scratch = Scratch(domain.vm, view_directory(options), limits)
         guard = Guard(domain.vm, domain.uri, domain.uuid, scratch.directory, options.scratch.keep_free_bytes)
     except BaseException:
         own.close()

@@ -52,6 +52,8 @@ class PullOptions:
     directory: Path
     """Below it each view has a directory of its own, with a socket and scratch files: in the VM's part of the spool."""
     scratch: ScratchLimits
+    copy_scratch_bytes: int = 2**63
+    """How much the guest may overwrite during a capture's copy, which can't be renewed; half the room at most."""
     slice_s: float = 20.0
     """How long one job lasts, at most: libvirt lets whoever wants a snapshot or a migration wait 30 s for its end."""
 

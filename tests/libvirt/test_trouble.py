@@ -361,3 +361,39 @@ def test_a_guest_that_a_crashed_drsync_left_paused_goes_on(bench: LibvirtBench, 
     protection.survey()
     assert bench.guest.state == "paused", "an admin's pause is the admin's"
     bench.site.virsh("resume", "web")
+
+
+def test_a_qemu_that_cant_serve_its_disks_copies_by_itself_from_the_next_capture_on(
+    bench: LibvirtBench, protection: Protection, tmp_path: Path
+) -> None:
+    protection.point()
+    bench.write("root", 0, BLOCK, 2)
+    theirs = {"type": "unix", "data": {"path": str(bench.site.path / "theirs")}}
+    bench.execute("nbd-server-start", addr=theirs)
+    with pytest.raises(CaptureFailed, match="nbd-server-start") as caught:
+        protection.point()
+    assert caught.value.retryable
+    protection.point()
+    assert protection.kinds() == BOTH_INCREMENTAL
+    assert protection.replica.contents() == bench.contents()
+    assert not (tmp_path / ".live").exists()
+    assert (tmp_path / "unserved").exists()
+
+
+def test_a_guest_that_overwrites_more_than_there_is_room_for_costs_the_capture_not_the_guest(
+    bench: LibvirtBench, protection: Protection
+) -> None:
+    protection.point()
+    things = bench.things()
+    bench.write("root", 0, 4 * MIB, 2)
+    bench.limit_scratch(256 * KIB)
+    with (
+        pytest.raises(CaptureFailed, match="the guest overwrites more during the copy"),
+        bench.while_copying(lambda: bench.write("root", 0, 4 * MIB, 3)),
+    ):
+        protection.point()
+    assert bench.things() == things
+    bench.limit_scratch(64 * MIB)
+    protection.point()
+    assert protection.kinds() == BOTH_INCREMENTAL
+    assert protection.replica.contents() == bench.contents()
