@@ -258,8 +258,9 @@ class _Generation:
         for name in sorted(wanted.keys() - found.keys() - self._named):
             vm = wanted[name]
             self._join(vm)
-            rpo, group = format_duration(vm.rpo_s), f", in the group {vm.group}" if vm.group else ""
-            _LOGGER.info("vm=%s was found: it is protected from now on, every %s%s", name, rpo, group)
+            group = f", in the group {vm.group}" if vm.group else ""
+            message = "vm=%s was found: it is protected from now on, every %s%s"
+            _LOGGER.info(message, name, format_duration(vm.rpo_s), group)
 
     def _leave(self, name: str, job: Job) -> None:
         """Capture a VM no more that a pattern had found."""
@@ -277,9 +278,9 @@ class _Generation:
             self._jobs[job.key] = job
             self._schedule(job)
             return
-        rests = not job.vm_names_kept
+        rests = job.rests
         job.join(vm)
-        if rests:  # all its VMs were given up, so it is not scheduled any more
+        if rests:
             self._schedule(job)
 
     def check_alive(self) -> None:

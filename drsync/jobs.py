@@ -119,9 +119,9 @@ class Job:
         return [name for name in list(self._histories) if name not in self._seeding]
 
     @property
-    def vm_names_kept(self) -> Sequence[str]:
-        """The VMs that were not given up."""
-        return list(self._histories)
+    def rests(self) -> bool:
+        """Whether all its VMs were given up, so that it is not scheduled any more."""
+        return not self._histories
 
     @property
     def is_empty(self) -> bool:
@@ -281,7 +281,7 @@ def _is_seed_due(result: Outcome | Exception) -> bool:
 
 
 def job_key(vm: VmSettings) -> str:
-    """The key of the job that captures a VM: its own, or its group's."""
+    """The key of a VM's job among the jobs: its group's, if it is in one."""
     return vm.name if vm.group is None else f"group {vm.group}"
 
 
