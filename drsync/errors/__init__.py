@@ -21,13 +21,17 @@ A message is lower case, names the object and the values, and has no full stop.
 
 from drsync.errors.base import DrsyncError
 from drsync.errors.cloud import (
+    CantRunInCloud,
     CloudDenied,
     CloudError,
+    CloudLeftovers,
     CloudLimit,
     CloudMisconfigured,
     CloudNotFound,
     CloudRefused,
     CloudUnavailable,
+    InstanceNotUp,
+    SnapshotFailed,
 )
 from drsync.errors.config import (
     ConfigError,
@@ -112,12 +116,14 @@ from drsync.errors.target import (
 __all__ = [
     "BindingMissing",
     "CantComeUp",
+    "CantRunInCloud",
     "CaptureFailed",
     "CaptureRunning",
     "CaptureTimeout",
     "ChainBroken",
     "CloudDenied",
     "CloudError",
+    "CloudLeftovers",
     "CloudLimit",
     "CloudMisconfigured",
     "CloudNotFound",
@@ -137,6 +143,7 @@ __all__ = [
     "GuestHeld",
     "HostRefused",
     "HostUnreachable",
+    "InstanceNotUp",
     "IntegrityError",
     "KeyFileExists",
     "KeyFileExposed",
@@ -165,6 +172,7 @@ __all__ = [
     "RepositoryExists",
     "RepositoryMissing",
     "RepositoryTooNew",
+    "SnapshotFailed",
     "SourceBusy",
     "SourceError",
     "SourceLost",

@@ -60,3 +60,37 @@ class CloudMisconfigured(CloudError):
     code = 105
     template = "can't reach AWS as configured: {problem}"
     remedy_template = "aws configure list   (or say --region, and see that AWS_ENDPOINT_URL is not set by mistake)"
+
+
+class CantRunInCloud(CloudError):
+    """The VM can't become an instance as it is, or as it was asked for; nothing was made."""
+
+    code = 106
+    template = "VM {vm} can't come up in {region}: {problem}"
+    remedy_template = "drsync restore {vm} --to ec2 --dry-run   (lists all; docs/ec2.md explains)"
+
+
+class SnapshotFailed(CloudError):
+    """AWS does not have in a snapshot what was written; the snapshot is of no use."""
+
+    code = 107
+    retryable = True
+    template = "snapshot {snapshot} in {region} is not what was written: {problem}"
+    remedy_template = "run the same command again: the snapshot is made anew"
+
+
+class InstanceNotUp(CloudError):
+    """The instance is there, and does not run or does not pass EC2's checks; it was left as it is."""
+
+    code = 108
+    template = "instance {instance} in {region} is not up: {problem}"
+    remedy_template = "aws ec2 get-console-output --latest --region {region} --instance-id {instance} --output text"
+
+
+class CloudLeftovers(CloudError):
+    """What was made can't be removed; it goes on costing."""
+
+    code = 109
+    retryable = True
+    template = "{problem}; left behind in {region}: {left}"
+    remedy_template = "{commands}"
