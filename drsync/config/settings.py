@@ -136,6 +136,16 @@ class LimitsSettings:
             why="Reading waits for the line, which is mostly slower than the disks.",
         ),
     ]
+    cloud: Annotated[
+        Rate,
+        Key(
+            name="cloud",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
+            why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

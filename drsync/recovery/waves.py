@@ -12,12 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from drsync import catalog
 from drsync.catalog import Point
 from drsync.config.plan import LibvirtSite, OnFailure, Plan, VmOverride, Wait, Wave
 from drsync.errors import DrsyncError, HostRefused, NotStarted, PlanInvalid
-from drsync.heartbeat import read_heartbeats
 from drsync.model import Clock, Progress
+from drsync.recovery.lag import rpo_s
 from drsync.recovery.planning import PlannedRoom
 from drsync.recovery.recover import Recovery
 from drsync.recovery.report import Came, PlanReport, VmOutcome
@@ -189,16 +188,10 @@ class PlanRun:
             domain=plan.domain,
             point=plan.point.number,
             point_time=plan.point.time,
-            rpo_s=self._rpo_s(plan.point),
+            rpo_s=rpo_s(self._session, plan.point, self._lost_at),
             live_bytes=sum(disk.live_bytes for disk in plan.disks),
             notes=tuple(f"{note.subject}: {note.text}" for note in plan.notes if note.effect != "problem"),
         )
-
-    def _rpo_s(self, point: Point) -> float:
-        """From the newest moment that the point is known to show until the site was lost."""
-        seen = read_heartbeats(self._session.repository).of(point.vm)
-        checked_at = seen.checked_at if seen is not None and seen.seq == point.number else None
-        return catalog.lag_s(point.time, checked_at, self._lost_at)
 
     def _tasks(self) -> Sequence[_Task]:
         return [self._task(number, wave, vm) for number, wave in enumerate(self._plan.waves, 1) for vm in wave.vms]

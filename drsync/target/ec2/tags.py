@@ -68,9 +68,9 @@ def read(tags: Iterable["TagTypeDef"] | None) -> dict[str, str]:
 
 def filters(tags: Mapping[str, str]) -> list["FilterTypeDef"]:
     """What finds things with all of these tags."""
-    return [{"Name": f"tag:{key}", "Values": [_literal(value)]} for key, value in tags.items()]
+    return [{"Name": f"tag:{key}", "Values": [literal(value)]} for key, value in tags.items()]
 
 
-def _literal(value: str) -> str:
+def literal(value: str) -> str:
     """A filter's value that means just this text: * and ? are wildcards."""
     return value[:MAX_VALUE].replace("\\", "\\\\").replace("*", "\\*").replace("?", "\\?")
