@@ -291,3 +291,53 @@ def test_interrupted_it_removes_what_it_made(cli: Cli, vm: ShippedVm, made: Made
     assert process.returncode == 130, output
     assert not made.snapshots
     assert not made.instances
+
+
+PLAN = """
+[site.b]
+target = "libvirt"
+[site.cloud]
+target = "ec2"
+region = "us-east-1"
+tags = {{ team = "dr" }}
+networks = {{ prod = "{subnet}" }}
+families = ["m5"]
+[[wave]]
+vms = ["web"]
+wait = "agent"
+[vm.web]
+private_ip = "{address}"
+"""
+
+
+def test_a_plan_brings_its_vms_up_in_a_region_and_again_finds_them(cli: Cli, made: Made, tmp_path: Path) -> None:
+    devices = "<interface type='network'><source network='prod'/></interface>"
+    vm = protected(cli, tmp_path, devices=devices)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE, writes={0: 2})}))
+    subnet = made.cloud.ec2.describe_subnets()["Subnets"][0]
+    address = subnet["CidrBlock"].rpartition(".")[0] + ".88"
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.format(subnet=subnet["SubnetId"], address=address))
+    words = ("restore", "--plan", str(plan), "--site", "cloud", "--json")
+
+    (checked,) = cli.ok(*words, "--dry-run").json["vms"]
+    assert (checked["state"], checked["domain"], made.nothing) == ("checked", "web", True)
+    report = cli.ok(*words).json
+    (outcome,) = report["vms"]
+    assert (report["uri"], outcome["state"], outcome["point"]) == ("ec2:us-east-1", "up", 1)
+    instance = made.instance(outcome["domain"])
+    assert (instance["PrivateIpAddress"], instance["InstanceType"]) == (address, "m5.large")
+    assert {"Key": "team", "Value": "dr"} in instance["Tags"]
+    made.cloud.ec2.stop_instances(InstanceIds=[outcome["domain"]])
+    (again,) = cli.ok(*words).json["vms"]
+    assert (again["domain"], again["was_there"]) == (outcome["domain"], True)
+    assert made.instances == {outcome["domain"]: "running"}
+
+
+def test_a_plan_tells_what_would_refuse_an_instance(cli: Cli, vm: ShippedVm, made: Made, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.format(subnet="subnet-1", address="10.0.0.8").replace("prod", '"*"'))
+    done = cli.run("restore", "--plan", str(plan), "--site", "cloud", "--dry-run", "--json")
+    assert done.code == 80
+    (outcome,) = done.json["vms"]
+    assert [err["class"] for err in outcome["errors"]] == ["CantRunInCloud"]

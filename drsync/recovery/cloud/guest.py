@@ -31,6 +31,8 @@ class Guest:
     disks: Sequence[str]
     """The point's disks, the one that it boots from first."""
     interfaces: int
+    networks: Sequence[str]
+    """The network, bridge or device of each interface, in their order."""
     addresses: Sequence[str]
     """The IPv4 addresses that its definition gives it; mostly none: guests have them by DHCP or of their own."""
     may_be_windows: bool
@@ -60,6 +62,7 @@ def read_guest(definition: Mapping[str, object], vm: str, disks: Sequence[str]) 
         has_tpm=domain.find("devices/tpm") is not None,
         disks=_boot_order(domain, origin, disks),
         interfaces=len(domain.findall("devices/interface")),
+        networks=[_network_of(interface) for interface in domain.findall("devices/interface")],
         addresses=_addresses(domain, definition),
         may_be_windows=any(mark in origin.xml for mark in _WINDOWS),
         is_libvirt=definition.get("source") == "libvirt",
@@ -88,6 +91,12 @@ def _boot_order(domain: ET.Element, origin: Origin, disks: Sequence[str]) -> Seq
             listed.append((int(order) if order.isascii() and order.isdecimal() else 10**6, place, name))
     first = [name for _, _, name in sorted(listed)]
     return [*first, *(name for name in disks if name not in first)]
+
+
+def _network_of(interface: ET.Element) -> str:
+    source = interface.find("source")
+    found = {} if source is None else source.attrib
+    return found.get("network") or found.get("bridge") or found.get("dev") or ""
 
 
 def _addresses(domain: ET.Element, definition: Mapping[str, object]) -> Sequence[str]:

@@ -11,7 +11,7 @@ from drsync.recovery.cloud.guest import UEFI, Guest, read_guest
 from drsync.recovery.cloud.request import CloudPlan, CloudRequest, Via
 from drsync.session import Session
 from drsync.target.domain import tree
-from drsync.target.domain.values import Notes
+from drsync.target.domain.values import ANY_NETWORK, Notes
 from drsync.target.ec2 import network, sizing, tags
 from drsync.target.ec2.aws import Aws
 from drsync.target.ec2.images import MAX_VOLUMES
@@ -44,7 +44,13 @@ class CloudPlanning:
         self._notes = Notes()
         self._guest = self._read_guest()
         self._boot_mode = request.boot_mode or self._guest.boot_mode
+        self._subnet = request.subnet or self._mapped_subnet()
         self._tpm = self._guest.has_tpm and self._boot_mode == UEFI
+
+    def _mapped_subnet(self) -> str | None:
+        """The subnet of the network that the VM's first interface was in."""
+        first = next(iter(self._guest.networks), "")
+        return self._request.networks.get(first) or self._request.networks.get(ANY_NETWORK)
 
     def plan(self) -> CloudPlan:
         if self._request.via is not Via.EBS:
@@ -66,6 +72,7 @@ class CloudPlanning:
             disks=disks,
             instance_type=instance_type,
             zone=zone,
+            subnet=self._subnet,
             private_ip=private_ip,
             existing=existing,
             notes=tuple(self._notes.all),
@@ -102,10 +109,10 @@ class CloudPlanning:
     def _network(self) -> tuple[str | None, str | None]:
         """Zone and address of the instance, as far as they are chosen."""
         request, vpc_id, zone = self._request, None, None
-        found = network.subnet(self._aws, request.subnet) if request.subnet is not None else None
-        if request.subnet is not None and found is None:
-            self._cant(f"there is no subnet {request.subnet}")
-        elif request.subnet is None and not network.has_default_vpc(self._aws):
+        found = network.subnet(self._aws, self._subnet) if self._subnet is not None else None
+        if self._subnet is not None and found is None:
+            self._cant(f"there is no subnet {self._subnet}")
+        elif self._subnet is None and not network.has_default_vpc(self._aws):
             self._cant("the region has no default VPC: choose a subnet with --subnet")
         if found is not None:
             vpc_id, zone = found.vpc_id, found.zone
@@ -132,16 +139,16 @@ class CloudPlanning:
         if wanted is None:
             return None
         if found is None:
-            if self._request.subnet is None:
+            if self._subnet is None:
                 self._cant(f"address {wanted} needs a subnet that has it: choose it with --subnet")
         elif problem := found.problem_with(wanted):
             self._cant(problem)
         return wanted
 
     def _check_address(self, private_ip: str | None, existing: Instance | None) -> None:
-        if private_ip is None or self._request.subnet is None:
+        if private_ip is None or self._subnet is None:
             return
-        owner = network.owner_of(self._aws, private_ip, self._request.subnet)
+        owner = network.owner_of(self._aws, private_ip, self._subnet)
         if owner and (existing is None or owner != existing.id):
             self._cant(f"address {private_ip} is in use by {owner}")
 

@@ -183,7 +183,7 @@ class CloudRecovery:
             name=plan.request.instance_name,
             image_id=image_id,
             instance_type=plan.instance_type.name,
-            subnet_id=plan.request.subnet,
+            subnet_id=plan.subnet,
             security_groups=plan.request.security_groups,
             private_ip=plan.private_ip,
             own_tags=plan.request.tags,

@@ -37,7 +37,9 @@ class CloudRequest:
     name: str | None = None
     """Of the instance, and what tells one instance of a point from another; None: the VM's."""
     subnet: str | None = None
-    """None: the default VPC's."""
+    """None: as `networks` says, else the default VPC's."""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """Old network → subnet; the VM's first interface decides."""
     security_groups: Sequence[str] = ()
     instance_type: str | None = None
     families: Sequence[str] = FAMILIES
@@ -75,6 +77,7 @@ class CloudPlan:
     """The one that it boots from first."""
     instance_type: InstanceType | None
     zone: str | None
+    subnet: str | None
     private_ip: str | None
     existing: Instance | None
     """An instance of this point and name that is there already."""
