@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.catalog import GroupPoint, GroupTold, Point, VmStatus
     from drsync.journal import SeedProgress
     from drsync.recovery.cloud.cost import Cost
+    from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
@@ -281,6 +282,53 @@ def _came_up(outcome: "CloudOutcome | None") -> Document:
         "steps": [{"name": step.name, "took_seconds": round(step.took_s, 3)} for step in outcome.steps],
         "rto_seconds": round(outcome.rto_s, 3),
         "rpo_seconds": round(outcome.rpo_s, 3),
+    }
+
+
+def cloud_sync(name: str, value: "SyncOutcome") -> Document:
+    """A VM's newest point on its way to AWS."""
+    return {
+        "cloud": name,
+        "vm": value.vm,
+        "point": value.point,
+        "time": instant(value.time),
+        "was_there": value.was_there,
+        "sent_bytes": value.sent_bytes,
+        "snapshots": dict(value.snapshots),
+        "removed": list(value.removed),
+        "took_seconds": round(value.took_s, 3),
+    }
+
+
+def cloud_status(name: str, value: "PilotStatus") -> Document:
+    """How ready a VM is in AWS."""
+    return {
+        "cloud": name,
+        "vm": value.vm,
+        "newest": value.newest,
+        "held": value.held,
+        "lag_seconds": None if value.lag_s is None else round(value.lag_s, 3),
+        "points": [
+            {
+                "point": point.number,
+                "whole": point.is_whole,
+                "started": instant(point.started_at),
+                "snapshots": [
+                    {"id": s.id, "disk": s.tags.get("drsync:disk"), "state": s.state} for s in point.snapshots
+                ],
+            }
+            for point in value.points
+        ],
+    }
+
+
+def cloud_cleanup(name: str, value: "Cleaned", *, dry_run: bool) -> Document:
+    """What was removed in AWS, or would be."""
+    return {
+        "cloud": name,
+        "dry_run": dry_run,
+        "removed": [{"kind": one.kind, "id": one.id, "vm": one.vm, "why": one.why} for one in value.removed],
+        "kept": [{"kind": one.kind, "id": one.id, "vm": one.vm, "why": one.why} for one in value.kept],
     }
 
 

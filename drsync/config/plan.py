@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
-from drsync.config.key import Key, read_duration, read_name, read_parallel, read_path, read_text, shown
+from drsync.config.key import Key, read_duration, read_name, read_parallel, read_path, read_text, read_texts, shown
 from drsync.config.table import TableReading, names_of
 from drsync.errors import PlanInvalid
 
@@ -86,17 +86,6 @@ def read_networks(value: object) -> Mapping[str, str]:
         if not isinstance(new, str) or not new:
             raise ValueError(f"{old} = {shown(new)} is not the name of a network; write it in quotes")
     return dict(value)
-
-
-def read_texts(value: object) -> Sequence[str]:
-    """Texts, each once."""
-    if not isinstance(value, list):
-        raise ValueError(f"{shown(value)} is not a list of texts; write them in quotes, in brackets")  # noqa: TRY004  one kind of error for every bad value
-    texts = [read_text(text) for text in value]
-    twice = sorted({text for text in texts if texts.count(text) > 1})
-    if twice:
-        raise ValueError(f"names {', '.join(twice)} twice")
-    return tuple(texts)
 
 
 def read_tag_table(value: object) -> Mapping[str, str]:

@@ -127,11 +127,12 @@ class DiskShipping:
         """
         size_gib = volume_gib(image.disk(disk).size_bytes)
         usable = [s for s in known if s.state == "completed" and s.volume_gib <= size_gib]
-        for snapshot in sorted(usable, key=number_of, reverse=True):
-            if not 0 < number_of(snapshot) < point.number:
+        for snapshot in sorted(usable, key=lambda s: tags.number(s.tags, tags.POINT), reverse=True):
+            number = tags.number(snapshot.tags, tags.POINT)
+            if not 0 < number < point.number:
                 continue
             try:
-                older, before = self.session.find_point(point.vm, number=number_of(snapshot))
+                older, before = self.session.find_point(point.vm, number=number)
                 if older.capture == snapshot.tags.get(tags.CAPTURE) and disk in {d.name for d in older.disks}:
                     return snapshot, before, beside(self.session.log(point.vm), before, point.number)
             except DrsyncError as err:
@@ -188,12 +189,7 @@ class DiskShipping:
             size_bytes=disk.size_bytes,
             blocks=disk.blocks,
             parent=disk.parent.id if disk.parent is not None else None,
+            of_disks=len(point.disks),
             keeper=self.keeper,
             own_tags=self.own_tags,
         )
-
-
-def number_of(snapshot: FoundSnapshot) -> int:
-    """The number of the point that a snapshot holds, by its tags; 0: they don't say."""
-    text = snapshot.tags.get(tags.POINT, "")
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else 0

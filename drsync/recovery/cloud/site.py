@@ -144,6 +144,4 @@ def _arrival(plan: CloudPlan, name: str) -> Arrival:
 
 
 def _arrived(found: Instance) -> Arrival:
-    number = found.tags.get(tags.POINT, "")
-    known = number.isascii() and number.isdecimal() and len(number) < 12
-    return Arrival(name=found.id, number=int(number) if known else None, was_there=True)
+    return Arrival(name=found.id, number=tags.number(found.tags, tags.POINT) or None, was_there=True)

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -82,6 +83,8 @@ class SnapshotJob:
     """The blocks to write, ascending."""
     parent: str | None = None
     """The snapshot whose blocks it has where it has none of its own."""
+    of_disks: int = 1
+    """How many disks the point has: it is whole when each has its snapshot."""
     keeper: Keeper = Keeper.RESTORE
     own_tags: Mapping[str, str] = field(default_factory=dict)
     encrypted: bool = False
@@ -107,6 +110,7 @@ class SnapshotJob:
     def tags(self) -> dict[str, str]:
         name = {tags.NAME: f"{self.of.vm} {self.disk} point {self.of.point}"}
         mine = {tags.DISK: self.disk, tags.KEEPER: self.keeper.value, tags.PLAN: self.plan}
+        mine[tags.DISKS] = str(self.of_disks)
         return {**name, **self.own_tags, **self.of.tags(), **mine}
 
 
@@ -123,14 +127,13 @@ class FoundSnapshot:
     state: str
     volume_gib: int
     tags: Mapping[str, str]
-    progress: str = ""
+    started_at: datetime
     encrypted: bool = False
 
     @property
     def written(self) -> int:
         """How many blocks of its list are surely written."""
-        text = self.tags.get(tags.WRITTEN, "")
-        return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else 0
+        return tags.number(self.tags, tags.WRITTEN)
 
 
 class Snapshots:
@@ -456,6 +459,6 @@ def _found(snapshot: "SnapshotTypeDef") -> FoundSnapshot:
         state=str(snapshot["State"]),
         volume_gib=snapshot["VolumeSize"],
         tags=tags.read(snapshot.get("Tags")),
-        progress=snapshot.get("Progress", ""),
+        started_at=snapshot["StartTime"],
         encrypted=snapshot.get("Encrypted", False),
     )

@@ -5,6 +5,7 @@
     drsync:capture      the capture that made the point          } which state of it
     drsync:point        its number, for people
     drsync:disk         on snapshots and volumes: the disk
+    drsync:disks        on snapshots: how many disks the point has
     drsync:keeper       restore | sync: who keeps a snapshot, and may remove it
     drsync:plan         on snapshots: digest of the list of blocks that they take
     drsync:written      on pending snapshots: how many of those blocks AWS surely has
@@ -27,6 +28,7 @@ VM: Final = "drsync:vm"
 CAPTURE: Final = "drsync:capture"
 POINT: Final = "drsync:point"
 DISK: Final = "drsync:disk"
+DISKS: Final = "drsync:disks"
 KEEPER: Final = "drsync:keeper"
 PLAN: Final = "drsync:plan"
 WRITTEN: Final = "drsync:written"
@@ -64,6 +66,12 @@ def listed(tags: Mapping[str, str]) -> list["TagTypeDef"]:
 def read(tags: Iterable["TagTypeDef"] | None) -> dict[str, str]:
     """As answers have them."""
     return {tag.get("Key", ""): tag.get("Value", "") for tag in tags or ()}
+
+
+def number(tags: Mapping[str, str], key: str) -> int:
+    """A tag's value as a number; 0 if it is none."""
+    text = tags.get(key, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else 0
 
 
 def filters(tags: Mapping[str, str]) -> list["FilterTypeDef"]:
