@@ -12,4 +12,6 @@ disks.py      what of a disk is in AWS already; the rest is written
 planning.py   from the request to the plan; makes nothing
 recover.py    does what was planned, or removes what it made (made.py)
 cost.py       what that costs
+site.py       a region as the site of a plan
+pilot.py      the newest points wait in AWS; keeper.py does that all the time
 """
