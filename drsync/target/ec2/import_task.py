@@ -46,6 +46,6 @@ class DiskImport:
     """Of this disk of this point in this repository, and of no other: makes the object's key, tags and tokens."""
     size_bytes: int
     data_bytes: int
-    """No more than this of it is data (blocks × 64 KiB)."""
+    """No more than this of it is data (so many blocks of 64 KiB)."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """For the task and the snapshot."""
