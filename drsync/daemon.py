@@ -1,6 +1,6 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
-    run ──▶ generation (configuration, session, APScheduler) ──▶ a _Job per VM or group ──▶ Session.capture
+    run ──▶ generation (configuration, session, APScheduler) ──▶ a Job per VM or group ──▶ Session.capture
      │        └ with [[protect]]: asks libvirt every half minute which VMs there are
      │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over
      └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`, seeds stop at once
@@ -17,26 +17,23 @@ drsync took over is left alone until the configuration is read again. Every outc
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import datetime
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_SCHEDULER_STARTED, JobSubmissionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.job import Job as ApsJob
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.blocking import BlockingScheduler
-from tenacity import RetryCallState, Retrying
-from tenacity.wait import wait_exponential_jitter
 
-from drsync.cadence import Cadence, Drift
-from drsync.capture import Outcome, Result
+from drsync.cadence import Drift
 from drsync.config import Config, VmSettings, captured_together
 from drsync.errors import DrsyncError
-from drsync.history import History, Verdict
-from drsync.model import Clock, NoProgress, Progress
+from drsync.jobs import CAPTURES, SEEDS, Captures, Job, SeedJob, seed_key
+from drsync.model import Clock
 from drsync.systemd import Notifier
 from drsync.units import format_duration
 
@@ -46,34 +43,6 @@ POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
 LOOK_S: Final = 30.0
 """How often patterns are matched anew: a VM that appears has its first point a minute later at most."""
-_PARTIAL_RETRIES: Final = 3
-"""How often a group is tried again before its next slot when only some of its members fail."""
-_CAPTURES: Final = "default"
-_SEEDS: Final = "seeds"
-_BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
-"""1 s, 2 s, 4 s, ... 60 s: a glitch costs a second, and an outage of hours a request a minute."""
-
-
-class Captures(Protocol):
-    """What the daemon needs of a session. Called from several threads, for one VM by one at a time."""
-
-    def capture(self, vm_name: str, progress: Progress, /, *, may_seed: bool, stop: Callable[[], bool]) -> Outcome:
-        """One cycle of one VM; `stop` ends a seed."""
-        ...
-
-    def capture_together(
-        self, names: Sequence[str], progress_of: Callable[[str], Progress], /, *, may_seed: bool
-    ) -> Mapping[str, Outcome | Exception]:
-        """One cycle of each VM of a group, at one instant; how each one ended."""
-        ...
-
-    def vms(self) -> Sequence[VmSettings]:
-        """The VMs to protect now, those that patterns find among them; may take seconds."""
-        ...
-
-    def beat(self) -> None:
-        """Tell the repository that this host lives, and when each VM was last seen unchanged."""
-        ...
 
 
 class Request(Enum):
@@ -231,8 +200,8 @@ class _Generation:
         self._captures = captures
         self._stopped = threading.Event()
         pools = {
-            _CAPTURES: ThreadPoolExecutor(config.daemon.parallel, {"thread_name_prefix": "vm"}),
-            _SEEDS: ThreadPoolExecutor(config.daemon.seeds, {"thread_name_prefix": "seed"}),
+            CAPTURES: _Workers(config.daemon.parallel, {"thread_name_prefix": "vm"}),
+            SEEDS: _Workers(config.daemon.seeds, {"thread_name_prefix": "seed"}),
         }
         defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         self._scheduler = BlockingScheduler(executors=pools, job_defaults=defaults, timezone="UTC")
@@ -240,8 +209,8 @@ class _Generation:
         self._started = threading.Event()
         self._scheduler.add_listener(lambda _event: self._started.set(), EVENT_SCHEDULER_STARTED)
         self._thread = threading.Thread(target=self._scheduler.start, name="scheduler", daemon=True)
-        jobs = [_Job(vms, captures, clock, self) for vms in captured_together(config.vms)]
-        self._jobs: dict[str, _Job] = {job.key: job for job in jobs}
+        jobs = [Job(vms, captures, clock, self) for vms in captured_together(config.vms)]
+        self._jobs: dict[str, Job] = {job.key: job for job in jobs}
         self._named = frozenset(vm.name for vm in config.vms)
         self._look_s = look_s if config.protects else None
         self._look_trouble = ""
@@ -255,7 +224,7 @@ class _Generation:
         if self._look_s is not None:
             threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
 
-    def _schedule(self, job: "_Job") -> None:
+    def _schedule(self, job: Job) -> None:
         self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key, executor=job.workers)
 
     def _keep_looking(self, look_s: float) -> None:
@@ -289,9 +258,11 @@ class _Generation:
             self.end_seed(name)
             _LOGGER.warning("vm=%s is gone from libvirt: no more captures; its points stay in the repository", name)
         for name in sorted(wanted.keys() - found - self._named):
-            self._jobs[name] = _Job([wanted[name]], self._captures, self._clock, self, found=True)
+            self._jobs[name] = Job([wanted[name]], self._captures, self._clock, self, found=True)
             self._schedule(self._jobs[name])
-            _LOGGER.info("vm=%s was found: it is protected from now on, every %s", name, _rpo(wanted[name]))
+            _LOGGER.info(
+                "vm=%s was found: it is protected from now on, every %s", name, format_duration(wanted[name].rpo_s)
+            )
 
     def check_alive(self) -> None:
         """Check that the scheduler works; taking its lock shows that it is not stuck, either.
@@ -323,7 +294,7 @@ class _Generation:
         """Whether no more shall be begun."""
         return self._stopped.is_set()
 
-    def begin_seed(self, seed: "_SeedJob") -> None:
+    def begin_seed(self, seed: SeedJob) -> None:
         """Run a seed from now on, unless its VM is gone from libvirt meanwhile."""
         if self._jobs.get(seed.home.key) is seed.home:
             self._jobs[seed.key] = seed
@@ -331,7 +302,7 @@ class _Generation:
 
     def end_seed(self, vm_name: str) -> None:
         """Run the seed of a VM no more, if there is one."""
-        key = _seed_key(vm_name)
+        key = seed_key(vm_name)
         self._jobs.pop(key, None)
         self.drop(key)
 
@@ -344,7 +315,7 @@ class _Generation:
         with suppress(JobLookupError):  # dropped, or this generation was stopped meanwhile
             self._scheduler.modify_job(name, next_run_time=due)
 
-    def _run(self, job: "_Job") -> None:
+    def _run(self, job: Job) -> None:
         names = job.vm_names
         with self._busy.entered(names) as free:
             if not names or not free or self._stopped.is_set():
@@ -355,169 +326,13 @@ class _Generation:
 
     def _on_still_busy(self, event: JobSubmissionEvent) -> None:
         _LOGGER.debug("vm=%s is still busy with the capture before", event.job_id)
+        if (job := self._jobs.get(event.job_id)) is not None:
+            job.cadence.skipped()
 
 
-class _Job:
-    """The cycles of one VM, or of the VMs of one group: runs them, and decides when to try again.
+class _Workers(ThreadPoolExecutor):  # type: ignore[misc]  # APScheduler 3.x has no types
+    """Workers, for whom a job may have to wait; its cadence reckons from when it began to."""
 
-    A VM that has to be seeded is left out until its _SeedJob is done.
-    """
-
-    workers: str = _CAPTURES
-    may_seed: bool = False
-
-    def __init__(
-        self,
-        vms: Sequence[VmSettings],
-        captures: Captures,
-        clock: Clock,
-        generation: _Generation,
-        *,
-        found: bool = False,
-    ) -> None:
-        """`found`: a pattern has found the VM, and may lose it again."""
-        first = vms[0]
-        self.found = first.name if found else ""
-        self.key = first.name if first.group is None else f"group {first.group}"
-        self.cadence = Cadence(clock, first.group or first.name, first.rpo_s)
-        self._is_group = first.group is not None
-        self._vms = {vm.name: vm for vm in vms}
-        self._histories = {vm.name: History(vm, clock) for vm in vms}
-        self._seeding: set[str] = set()
-        self._to_seed: list[str] = []
-        self._captures = captures
-        self._clock = clock
-        self._generation = generation
-
-    @property
-    def vm_names(self) -> Sequence[str]:
-        """The VMs to capture now: neither given up nor being seeded."""
-        return [name for name in list(self._histories) if name not in self._seeding]
-
-    def run(self, names: Sequence[str]) -> None:
-        """One cycle of the VMs in `names`; whatever goes wrong in it stays in it."""
-        started_s = self._clock.monotonic_s()
-        results = self._capture(names)
-        took_s = self._clock.monotonic_s() - started_s
-        for name, result in results.items():
-            self._note(name, result, took_s)
-        if not self._histories:
-            self._generation.drop(self.key)
-        elif (failures := self._failures_to_retry(names)) is not None:
-            self._generation.delay(self.key, backoff_s(failures))
-        self._beat()
-
-    def settle(self) -> None:
-        """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
-        for name in self._to_seed:
-            self._generation.begin_seed(
-                _SeedJob(self._vms[name], self._histories[name], self, self._captures, self._clock, self._generation)
-            )
-        self._to_seed = []
-
-    def seeded(self, name: str) -> None:
-        """Capture a VM again: its seed is done."""
-        self._seeding.discard(name)
-
-    def give_up(self, name: str) -> None:
-        """Capture a VM no more: another drsync has taken it over."""
-        self._histories.pop(name, None)
-        self._seeding.discard(name)
-        if not self._histories:
-            self._generation.drop(self.key)
-
-    def _note(self, name: str, result: Outcome | Exception, took_s: float) -> None:
-        if self._histories[name].note(result, took_s) is Verdict.NEVER:
-            del self._histories[name]
-        else:
-            self._go_on(name, result)
-
-    def _go_on(self, name: str, result: Outcome | Exception) -> None:
-        """What comes next for a VM that was not given up."""
-        if _is_seed_due(result):
-            self._seeding.add(name)
-            self._to_seed.append(name)
-
-    def _capture(self, names: Sequence[str]) -> Mapping[str, Outcome | Exception]:
-        stop = self._generation.is_stopped
-        try:
-            if self._is_group:
-                return self._captures.capture_together(names, lambda _name: NoProgress(), may_seed=self.may_seed)
-            return {
-                name: self._captures.capture(name, NoProgress(), may_seed=self.may_seed, stop=stop) for name in names
-            }
-        except Exception as err:  # noqa: BLE001  a bug in one VM's cycle must not stop the others
-            return dict.fromkeys(names, err)
-
-    def _failures_to_retry(self, names: Sequence[str]) -> int | None:
-        """How many failures in a row there were, if it is to be tried again before the next slot.
-
-        A group is tried again at once a few times, as points without one member are no
-        group's points; but one that stays away does not make the others be captured all the time.
-        """
-        histories = [self._histories[name] for name in names if name in self._histories]
-        due = [history.failures for history in histories if history.verdict is Verdict.SOON]
-        if not due:
-            return None
-        return max(due) if len(due) == len(histories) or max(due) <= _PARTIAL_RETRIES else None
-
-    def _beat(self) -> None:
-        try:
-            self._captures.beat()
-        except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
-            _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
-
-
-class _SeedJob(_Job):
-    """The seed of one VM: runs until it is done, then gives the VM back to the job that it is from."""
-
-    workers = _SEEDS
-    may_seed = True
-
-    def __init__(
-        self,
-        vm: VmSettings,
-        history: History,
-        home: _Job,
-        captures: Captures,
-        clock: Clock,
-        generation: _Generation,
-    ) -> None:
-        super().__init__([replace(vm, group=None)], captures, clock, generation)
-        self.key = _seed_key(vm.name)
-        self.cadence.delay(0.0, clock.now())
-        self._name = vm.name
-        self._histories = {vm.name: history}
-        self.home = home
-        self._is_done = False
-
-    def settle(self) -> None:
-        if self._histories and not self._is_done:
-            return
-        self._generation.end_seed(self._name)  # before the VM goes home, which may ask for its next seed at once
-        if self._histories:
-            self.home.seeded(self._name)
-        else:
-            self.home.give_up(self._name)
-
-    def _go_on(self, name: str, result: Outcome | Exception) -> None:
-        self._is_done = isinstance(result, Outcome) and not _is_seed_due(result)
-
-
-def _is_seed_due(result: Outcome | Exception) -> bool:
-    return isinstance(result, Outcome) and result.result in {Result.SEED_DUE, Result.SEEDING}
-
-
-def _seed_key(vm_name: str) -> str:
-    return f"seed {vm_name}"  # no VM's name has a space in it
-
-
-def _rpo(vm: VmSettings) -> str:
-    return format_duration(vm.rpo_s)
-
-
-def backoff_s(failures: int) -> float:
-    """How long to wait before the next attempt, after so many failures in a row."""
-    attempt = RetryCallState(Retrying(), None, (), {})
-    attempt.attempt_number = failures
-    return _BACKOFF(attempt)
+    def _do_submit_job(self, job: ApsJob, run_times: Sequence[datetime]) -> None:
+        job.args[0].cadence.fired()
+        super()._do_submit_job(job, run_times)

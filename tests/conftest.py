@@ -4,14 +4,16 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ec2_lab import Cloud, connect
 from hypothesis import settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
+
+from drsync.target.ec2.aws import Aws, Call, CloudOptions
 
 if TYPE_CHECKING:
     from libvirt_bench import LibvirtGround
@@ -97,3 +99,33 @@ def cloud(localstack: str) -> Iterator[Cloud]:
     yield made
     made.faults()
     made.close()
+
+
+@pytest.fixture
+def calls() -> list[Call]:
+    """Every request that `aws` and what `connect_aws` makes have sent."""
+    return []
+
+
+@pytest.fixture
+def connect_aws(cloud: Cloud, calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Aws]]:
+    """Makes drsync's own sessions with the test's AWS account, which commands find in the environment, too."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.account)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.endpoint_url)
+    made: list[Aws] = []
+
+    def connect_aws(**options: Any) -> Aws:
+        made.append(Aws(CloudOptions(**options), on_call=calls.append))
+        return made[-1]
+
+    yield connect_aws
+    for aws in made:
+        aws.close()
+
+
+@pytest.fixture
+def aws(connect_aws: Callable[..., Aws]) -> Aws:
+    """drsync's own session with the test's AWS account."""
+    return connect_aws()

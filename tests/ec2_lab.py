@@ -34,6 +34,7 @@ class Cloud:
     """An AWS account of one test: nothing of another test's is seen."""
 
     endpoint_url: str
+    account: str
     ebs: "EBSClient"
     ec2: "EC2Client"
     s3: "S3Client"
@@ -141,7 +142,7 @@ def connect(endpoint_url: str, account: str) -> Cloud:
     }
     for name in ("ebs", "ec2"):
         made[name].meta.events.register(f"after-call.{name}", _check_answer)
-    return Cloud(endpoint_url=endpoint_url, **made)
+    return Cloud(endpoint_url=endpoint_url, account=account, **made)
 
 
 def wait_for(look: Callable[[], T], until: Callable[[T], bool], timeout_s: float = 30.0) -> T:

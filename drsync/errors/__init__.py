@@ -10,7 +10,8 @@
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
     ├── RecoveryError      80-89  VMs that came back, but are not up
-    └── GuestError         90-99  the guest, held still for a capture
+    ├── GuestError         90-99  the guest, held still for a capture
+    └── CloudError       100-125  AWS, where a VM comes back as an instance
 
 Each class has a `code` (also the exit code of the command line; click uses 1
 and 2), says whether a retry helps (`retryable`), and has a `remedy`: the exact
@@ -19,6 +20,15 @@ A message is lower case, names the object and the values, and has no full stop.
 """
 
 from drsync.errors.base import DrsyncError
+from drsync.errors.cloud import (
+    CloudDenied,
+    CloudError,
+    CloudLimit,
+    CloudMisconfigured,
+    CloudNotFound,
+    CloudRefused,
+    CloudUnavailable,
+)
 from drsync.errors.config import (
     ConfigError,
     ConfigInvalid,
@@ -106,6 +116,13 @@ __all__ = [
     "CaptureRunning",
     "CaptureTimeout",
     "ChainBroken",
+    "CloudDenied",
+    "CloudError",
+    "CloudLimit",
+    "CloudMisconfigured",
+    "CloudNotFound",
+    "CloudRefused",
+    "CloudUnavailable",
     "ConfigError",
     "ConfigInvalid",
     "ConfigMissing",

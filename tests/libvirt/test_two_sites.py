@@ -44,11 +44,13 @@ networks = {{ prod = "lan" }}
 
 [[wave]]
 vms = ["db"]
+wait = "agent"
 
 [[wave]]
 vms = ["web"]
 delay = "1s"
 """
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
 class Lab:
@@ -90,7 +92,7 @@ class Lab:
     def new_guest(self, site: LibvirtSite, name: str) -> LibvirtGuest:
         interface = "<interface type='network'><source network='prod'/><model type='virtio'/></interface>"
         disk = SiteDisk(target="vda", path=copy_disk(self._image, site.images / f"{name}.qcow2"))
-        return LibvirtGuest(site, name, [disk], Machine(devices=interface))
+        return LibvirtGuest(site, name, [disk], Machine(devices=interface + AGENT))
 
     def capture(self, vm: str) -> Mapping[str, Any]:
         """Capture; the point, which is the newest one if nothing has changed."""

@@ -17,8 +17,9 @@ import pytest
 from drsync.cadence import FIRST_WITHIN_S, Cadence, Drift
 from drsync.capture import Outcome, Result
 from drsync.config import Config, LibvirtSource, VmSettings, parse_config
-from drsync.daemon import Daemon, Request, backoff_s
+from drsync.daemon import Daemon, Request
 from drsync.errors import ConfigInvalid, DrsyncError, Fenced, LibvirtUnreachable, StoreUnavailable, WrongKey
+from drsync.jobs import backoff_s
 from drsync.model import Progress, SystemClock
 from drsync.systemd import Notifier
 
@@ -288,6 +289,60 @@ def test_a_delay_sets_one_run_aside_from_the_slots() -> None:
     assert clock.monotonic + (following - clock.now()).total_seconds() == pytest.approx(slot)
 
 
+def run_for(cadence: Cadence, clock: SetClock, lead_s: float, *, usual: bool = True) -> float:
+    """Let the next run come and take `lead_s`, as the scheduler does it; when it started."""
+    clock.advance(max(0.0, cadence.due_s - clock.monotonic))
+    cadence.fired()
+    cadence.get_next_fire_time(clock.now(), clock.now())
+    started = clock.monotonic
+    while cadence.due_s < started + lead_s:
+        clock.advance(cadence.due_s - clock.monotonic)
+        cadence.skipped()
+        cadence.get_next_fire_time(clock.now(), clock.now())
+    clock.advance(started + lead_s - clock.monotonic)
+    if cadence.ended(usual=usual):
+        cadence.delay(0.0, clock.now())
+    return started
+
+
+@pytest.mark.parametrize("lead_s", [0.01, 0.4, 1.3, 2.5, 4.0, 4.9])
+def test_a_point_never_gets_older_than_the_rpo(lead_s: float) -> None:
+    clock = SetClock()
+    cadence = Cadence(clock, "web", 10.0)
+    starts = [run_for(cadence, clock, lead_s) for _ in range(50)]
+    ages = [following + lead_s - start for start, following in pairwise(starts[1:])]
+    assert max(ages) <= 10.0
+    assert max(ages) > 10.0 - 1.6 * lead_s - 1.0, "and is not captured much more often than that needs"
+
+
+def test_a_lead_that_grows_keeps_to_the_rpo_within_its_margin_and_fades() -> None:
+    clock = SetClock()
+    cadence = Cadence(clock, "web", 100.0)
+    for _ in range(3):
+        run_for(cadence, clock, 4.0)
+    before_s = cadence.interval_s
+    run_for(cadence, clock, 20.0)
+    assert cadence.interval_s == 75.0
+    for _ in range(30):
+        run_for(cadence, clock, 4.0)
+    assert cadence.interval_s == before_s == 95.0
+
+
+def test_what_is_not_usual_does_not_count_as_a_lead() -> None:
+    clock = SetClock()
+    cadence = Cadence(clock, "web", 100.0)
+    run_for(cadence, clock, 80.0, usual=False)
+    assert (cadence.lead_s, cadence.interval_s) == (0.0, 100.0)
+
+
+def test_runs_that_take_longer_than_half_the_rpo_follow_each_other_at_once() -> None:
+    clock = SetClock()
+    cadence = Cadence(clock, "web", 10.0)
+    starts = [run_for(cadence, clock, 7.0) for _ in range(10)]
+    assert cadence.interval_s == 5.0
+    assert [b - a for a, b in pairwise(starts[2:])] == pytest.approx([7.0] * 7)
+
+
 def test_drift_tells_a_jump_once_and_no_slewing() -> None:
     clock = SetClock()
     drift = Drift(clock)
@@ -352,7 +407,7 @@ def test_a_failing_vm_never_stops_the_others(error: Exception, caplog: pytest.Lo
     captures = ScriptedCaptures({"bad": raising(error)})
     with running(config_of("bad", "good", parallel=1), captures):
         wait_until(lambda: captures.counts["bad"] >= 2 and captures.counts["good"] >= 10)
-    said = [record for record in caplog.records if "vm=bad failed" in record.message]
+    said = [record for record in caplog.records if "vm=bad failed" in record.getMessage()]
     assert len(said) == 1, "what goes on is said once"
 
 
@@ -364,13 +419,23 @@ def test_a_failure_is_logged_with_code_and_remedy_and_recovery_with_its_length(
     with running(config_of("web"), captures):
         wait_until(lambda: captures.counts["web"] >= 2)
         captures.script.clear()
-        wait_until(lambda: any("works again" in record.message for record in caplog.records))
-    messages = [record.message for record in caplog.records]
+        wait_until(lambda: any("works again" in record.getMessage() for record in caplog.records))
+    messages = [record.getMessage() for record in caplog.records]
     assert (
         "vm=web failed code=30 times=1, tried again with back-off: store s3://b does not work now: 503; "
         "remedy: drsync config check   (what waits in the spool is shipped when the store answers again)"
     ) in messages
     assert any(message.startswith("vm=web works again after 2 failures in ") for message in messages)
+
+
+def test_an_rpo_that_cant_be_held_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    captures = ScriptedCaptures({"web": lambda: time.sleep(0.5)})
+    with running(config_of("web", rpo_s=0.3), captures):
+        wait_until(lambda: captures.counts["web"] >= 4)
+    times = captures.times["web"]
+    assert times[-1] - times[1] < 0.6 * 2, "one right behind the other"
+    said = [record.getMessage() for record in caplog.records if "can't be held" in record.getMessage()]
+    assert said == ["vm=web takes 0.5 s to get a point into the repository: an RPO of 0.3 s can't be held"]
 
 
 def test_what_a_retry_may_cure_is_tried_again_with_a_growing_back_off_not_at_the_rpo() -> None:
@@ -395,7 +460,7 @@ def test_a_fenced_vm_is_left_alone_until_reload_and_it_is_said_once(caplog: pyte
         assert captures.counts["web"] == 1
         work.daemon.ask(Request.RELOAD)
         wait_until(lambda: captures.counts["web"] == 2)
-    said = [record.message for record in caplog.records if "vm=web fenced" in record.message]
+    said = [record.getMessage() for record in caplog.records if "vm=web fenced" in record.getMessage()]
     assert len(said) == 2
     assert said[0] == (
         "vm=web fenced: VM web is protected by another drsync (0123, epoch 2); this one stops, until drsync is "
@@ -425,7 +490,7 @@ def test_setting_the_clock_neither_stalls_nor_floods_the_captures(
         wait_until(lambda: captures.counts["web"] >= before + 5)
         took_s = time.monotonic() - started_s
     assert 0.5 < took_s < 3
-    assert any(record.message.startswith("clock was set by") for record in caplog.records)
+    assert any(record.getMessage().startswith("clock was set by") for record in caplog.records)
 
 
 # ---- reload and stop ---------------------------------------------------------------------------
@@ -455,7 +520,7 @@ def test_a_bad_new_file_keeps_the_old_configuration_and_says_so(caplog: pytest.L
     captures = ScriptedCaptures()
     with running(config_of("web"), captures, load=load) as work:
         work.daemon.ask(Request.RELOAD)
-        wait_until(lambda: any("kept the old configuration" in record.message for record in caplog.records))
+        wait_until(lambda: any("kept the old configuration" in record.getMessage() for record in caplog.records))
         before = captures.counts["web"]
         wait_until(lambda: captures.counts["web"] >= before + 3)
     assert "/etc/drsync/drsync.toml: [repository]: url is missing; remedy: edit " in caplog.text

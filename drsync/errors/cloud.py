@@ -1,0 +1,62 @@
+"""AWS, where a VM comes back as an instance: 100-109 what AWS says, 110-117 VM Import, 118-121 the guest's fitness."""
+
+from drsync.errors.base import DrsyncError
+
+
+class CloudError(DrsyncError):
+    """AWS, where a VM comes back as an instance."""
+
+
+class CloudUnavailable(CloudError):
+    """AWS did not answer, or answered that it can't now; a request may or may not have been carried out."""
+
+    code = 100
+    retryable = True
+    template = "{operation} does not work now in {region}: {problem}"
+    remedy_template = (
+        "aws ec2 describe-regions --region {region}   (when AWS answers, run the same command again: it goes on)"
+    )
+
+
+class CloudDenied(CloudError):
+    """AWS refuses these credentials (none, wrong, expired, or not allowed this)."""
+
+    code = 101
+    template = "{operation} in {region} is denied: {problem}"
+    remedy_template = "aws sts get-caller-identity   (then compare its policy with docs/ec2.md)"
+
+
+class CloudRefused(CloudError):
+    """AWS refuses a request as it is; `fields["aws_code"]` is AWS's own code. The same request is refused again."""
+
+    code = 102
+    template = "{operation} was refused in {region}: {aws_code}: {problem}"
+    remedy_template = "aws ec2 describe-account-attributes --region {region}   (docs/ec2.md lists AWS's limits)"
+
+
+class CloudNotFound(CloudRefused):
+    """What the request names is not there: never made, deleted, of another account or region, or not visible yet."""
+
+    code = 103
+    template = "{operation} in {region} names what is not there: {aws_code}: {problem}"
+    remedy_template = "aws sts get-caller-identity   (is it this account, and region {region}?)"
+
+
+class CloudLimit(CloudError):
+    """A quota of the account is used up, or AWS has no such machine free; what was made before is as it was."""
+
+    code = 104
+    retryable = True
+    template = "{operation} meets a limit in {region}: {aws_code}: {problem}"
+    remedy_template = (
+        "aws service-quotas list-service-quotas --service-code ec2 --region {region}"
+        "   (raise it, free something, or choose another --instance-type)"
+    )
+
+
+class CloudMisconfigured(CloudError):
+    """No region is chosen, or the endpoint can't be one; nothing was sent."""
+
+    code = 105
+    template = "can't reach AWS as configured: {problem}"
+    remedy_template = "aws configure list   (or say --region, and see that AWS_ENDPOINT_URL is not set by mistake)"
