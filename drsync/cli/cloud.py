@@ -2,7 +2,7 @@
 
 import click
 
-from drsync.cli import cloud_points
+from drsync.cli import cloud_points, cloud_setup
 
 
 @click.group("cloud")
@@ -10,5 +10,5 @@ def command() -> None:
     """Prepare AWS for recovery."""
 
 
-for _command in (cloud_points.sync, cloud_points.status, cloud_points.cleanup):
+for _command in (cloud_setup.setup, cloud_points.sync, cloud_points.status, cloud_points.cleanup):
     command.add_command(_command)
