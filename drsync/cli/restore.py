@@ -33,6 +33,9 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "--site": ("plan",),
     "--lost-at": ("ec2", "plan"),
     "--via": ("ec2",),
+    "--bucket": ("ec2",),
+    "--import-role": ("ec2",),
+    "--convert-guest": ("ec2",),
     "--region": ("ec2",),
     "--subnet": ("ec2",),
     "--security-group": ("ec2",),
@@ -74,6 +77,9 @@ class Options:
     lost_at: datetime | None
     dry_run: bool
     via: str
+    bucket: str | None
+    import_role: str
+    convert_guest: bool
     region: str | None
     subnet: str | None
     security_groups: tuple[str, ...]
@@ -173,6 +179,11 @@ def read_tags(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, .
 )
 @click.option(
     "--via", type=click.Choice(["ebs", "vm-import"]), default="ebs", show_default=True, help="ec2: the way in."
+)
+@click.option("--bucket", help="ec2: where images lie while VM Import reads them (drsync cloud setup).")
+@click.option("--import-role", default="vmimport", show_default=True, help="ec2: the role that VM Import takes on.")
+@click.option(
+    "--convert-guest", is_flag=True, help="ec2: let AWS change drivers, network and boot loader (ImportImage)."
 )
 @click.option("--region", help="ec2: the AWS region; else that of the environment.")
 @click.option("--subnet", metavar="ID", help="ec2: the subnet; else the default VPC's.")

@@ -84,6 +84,11 @@ def test_a_guest_that_lost_its_site_boots_as_an_instance_by_bios_and_by_uefi(
     assert (uefi["sent_bytes"], uefi["boot_mode"]) == (0, "uefi")
     assert made.instance(uefi["instance"])["BootMode"] == "uefi"
 
+    cloud.make_role()
+    converted = cli.ok("restore", "web", "--to", "ec2", "--convert-guest", "--name", "web-converted", "--json").json
+    assert (converted["sent_bytes"], converted["image"] in (done["image"], uefi["image"])) == (0, False)
+    assert made.volume_of(converted["instance"], "disk0")["Size"] == 2
+
     disk = taken_out(cloud, made, done["instance"], tmp_path / "bios.raw")
     with Guest(tmp_path / "bios", [disk], controller="nvme") as instance:
         assert instance.check("cd / && cat /mnt/diary && md5sum -c /mnt/diary.md5").startswith("first\nsecond")

@@ -199,6 +199,42 @@ def test_a_uefi_guest_with_a_tpm_gets_a_type_and_an_image_that_can(cli: Cli, mad
     assert [note["subject"] for note in done["notes"] if note["effect"] == "lost"] == ["nvram", "tpm"]
 
 
+@pytest.fixture
+def bucket(made: Made) -> str:
+    """Where images lie while VM Import reads them, and the role that it reads them as."""
+    name = f"import-{made.cloud.account}"
+    made.cloud.s3.create_bucket(Bucket=name)
+    made.cloud.make_role()
+    return name
+
+
+def test_by_vm_import_the_disks_are_the_same(cli: Cli, made: Made, bucket: str, tmp_path: Path) -> None:
+    vm = protected(cli, tmp_path)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE + 512, writes={0: 2, 100: 4, 640: 6})}))
+    done = cli.ok(*RESTORE, "--via", "vm-import", "--bucket", bucket, "--json").json
+    held = made.content_of(done["instance"], "root", tmp_path)
+    assert held.blocks == {n: data.ljust(BLOCK_SIZE, b"\0") for n, data in vm.disks["root"].blocks.items()}
+    assert (done["via"], done["sent_bytes"]) == ("vm-import", 0)
+    assert "Contents" not in made.cloud.s3.list_objects_v2(Bucket=bucket)
+    again = cli.ok(*RESTORE, "--via", "vm-import", "--bucket", bucket, "--name", "second", "--json").json
+    assert again["disks"][0]["snapshot"] == done["disks"][0]["snapshot"]
+    error, _ = cli.refused(106, *RESTORE, "--via", "vm-import")
+    assert "choose it with --bucket" in error
+
+
+def test_a_failed_import_says_what_aws_says_and_leaves_nothing(
+    cli: Cli, made: Made, bucket: str, tmp_path: Path
+) -> None:
+    vm = protected(cli, tmp_path)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE, writes={0: 2})}))
+    made.cloud.faults(import_failures=["ClientError: Disk validation failed [We do not have access]"])
+    done = cli.run(*RESTORE, "--via", "vm-import", "--bucket", bucket)
+    assert 110 <= done.code <= 117
+    assert "Disk validation failed" in done.stderr
+    assert made.nothing
+    assert "Contents" not in made.cloud.s3.list_objects_v2(Bucket=bucket)
+
+
 FATAL = {"code": "ValidationException", "status": 400}
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window
 from drsync.log import Log
-from drsync.model import BLOCK_SIZE
+from drsync.model import BLOCK_SIZE, block_length
 from drsync.repository import VmObjects
 from drsync.restore import BlockReader, live_blocks, plan_fetches
 from drsync.target.ec2.snapshot import BLOCK_BYTES, Indexes
@@ -31,6 +31,7 @@ PER_BLOCK: Final = BLOCK_BYTES // BLOCK_SIZE
 """drsync's blocks in one of EBS."""
 _WINDOW: Final = WINDOW_BLOCKS // PER_BLOCK
 """EBS blocks of a window."""
+_ZEROS: Final = bytes(BLOCK_SIZE)
 _READERS: Final = 4
 _PIECE: Final = 16
 """EBS blocks that a reader brings at a time: 8 MiB."""
@@ -100,6 +101,20 @@ class CloudDisk:
             finally:
                 for future in pending:
                     future.cancel()
+
+    def read_small(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Blocks of 64 KiB that hold data, ascending, from block `first` on: what VM Import's images are made of.
+
+        Raises:
+            ObjectMissing, ObjectDamaged, StoreError: as `read`.
+        """
+        plan = self.plan()
+        for index, data in self.read(plan[plan >= first // PER_BLOCK]):
+            for block in range(max(first, index * PER_BLOCK), (index + 1) * PER_BLOCK):
+                at = block % PER_BLOCK * BLOCK_SIZE
+                held = data[at : at + BLOCK_SIZE]
+                if held != _ZEROS:
+                    yield block, held[: block_length(block, self.size_bytes)]
 
     def _windows(self) -> Iterator[tuple[int, Window, Window | None]]:
         """Every window that has to be looked at, beside the one of the earlier point."""

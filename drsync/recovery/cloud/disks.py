@@ -4,7 +4,7 @@ Both ways use it: a restore, that wants them now, and the pilot light, that has 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from drsync.catalog import Point
@@ -79,15 +79,18 @@ class DiskShipping:
             repository=self.session.repository.id.hex(), vm=point.vm, capture=point.capture, point=point.number
         )
 
-    def plan(self, point: Point, image: PointImage, names: Sequence[str]) -> Sequence[PlannedDisk]:
-        """What has to be done for these disks of a point.
+    def plan(
+        self, point: Point, image: PointImage, names: Sequence[str], *, whole: bool = False
+    ) -> Sequence[PlannedDisk]:
+        """What has to be done for these disks of a point; `whole` uses no snapshot of an earlier point.
 
         Raises:
             CloudError: AWS can't be asked what it has.
             IntegrityError, StoreError: the log can't be read.
         """
         known = self.snapshots.find(self.of(point).owner())
-        return [self._plan(point, image, name, known) for name in names]
+        usable = [s for s in known if not whole or s.tags.get(tags.CAPTURE) == point.capture]
+        return [self._plan(point, image, name, usable) for name in names]
 
     def _plan(self, point: Point, image: PointImage, name: str, known: Sequence[FoundSnapshot]) -> PlannedDisk:
         size_bytes = image.disk(name).size_bytes
@@ -114,6 +117,14 @@ class DiskShipping:
             disk, image=image, before=None, parent=None, blocks=self._disk(vm, disk.name, image, None).plan()
         )
         return whole if len(disk.blocks) > 1.5 * len(whole.blocks) else disk
+
+    def read_small(self, point: Point, disk: PlannedDisk, first: int) -> Iterator[tuple[int, bytes]]:
+        """The disk's blocks of 64 KiB that hold data, from block `first` on.
+
+        Raises:
+            ObjectMissing, ObjectDamaged, StoreError: a block can't be had as it was written.
+        """
+        return self._disk(point.vm, disk.name, disk.image, None).read_small(first)
 
     def _disk(self, vm: str, name: str, image: PointImage, before: PointImage | None) -> CloudDisk:
         return CloudDisk(objects=self.session.log(vm).objects, image=image, name=name, before=before)
@@ -181,6 +192,12 @@ class DiskShipping:
             writer.put(index, data)
             progress.advance(len(data))
         writer.finish()
+
+    def tags(self, point: Point, disk: str) -> dict[str, str]:
+        """What the snapshot of a disk is tagged with, however it is made."""
+        mine = {tags.DISK: disk, tags.DISKS: str(len(point.disks)), tags.KEEPER: self.keeper.value}
+        name = {tags.NAME: f"{point.vm} {disk} point {point.number}"}
+        return {**name, **self.own_tags, **self.of(point).tags(), **mine}
 
     def _job(self, point: Point, disk: PlannedDisk) -> SnapshotJob:
         return SnapshotJob(

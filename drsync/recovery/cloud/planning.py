@@ -18,6 +18,7 @@ from drsync.target.ec2.images import MAX_VOLUMES
 from drsync.target.ec2.instances import Instance, Instances
 from drsync.target.ec2.sizing import ARM_FAMILIES, FAMILIES, InstanceType, Need
 from drsync.target.ec2.snapshot import BLOCK_BYTES, MAX_VOLUME_GIB, volume_gib
+from drsync.target.ec2.upload import MAX_DISK_BYTES
 
 _MBR_LIMIT_GIB: Final = 2048
 """A boot disk with an MBR can't be larger (EC2 user guide, "Constraints on EBS volumes")."""
@@ -53,8 +54,8 @@ class CloudPlanning:
         return self._request.networks.get(first) or self._request.networks.get(ANY_NETWORK)
 
     def plan(self) -> CloudPlan:
-        if self._request.via is not Via.EBS:
-            self._cant("this drsync can't restore via vm-import yet: leave --via out")
+        if self._request.via is Via.VM_IMPORT and self._request.import_bucket is None:
+            self._cant("VM Import reads images from a bucket: choose it with --bucket")
         disks = self._disks()
         zone, private_ip = self._network()
         self._note_guest()
@@ -78,7 +79,7 @@ class CloudPlanning:
             notes=tuple(self._notes.all),
             errors=tuple(self._errors),
             cost=cost_of(
-                put_blocks=sum(disk.put_blocks for disk in disks),
+                put_blocks=sum(disk.put_blocks for disk in disks) if self._request.via is Via.EBS else 0,
                 block_bytes=BLOCK_BYTES,
                 volume_gib=sum(disk.volume_gib for disk in disks),
             ),
@@ -100,8 +101,10 @@ class CloudPlanning:
         if len(names) > MAX_VOLUMES:
             self._cant(f"it has {len(names)} disks; an instance takes {MAX_VOLUMES} volumes")
             return ()
-        disks = self._shipping.plan(self._point, self._image, names)
+        disks = self._shipping.plan(self._point, self._image, names, whole=self._request.via is Via.VM_IMPORT)
         for disk in disks:
+            if self._request.via is Via.VM_IMPORT and disk.size_bytes >= MAX_DISK_BYTES:
+                self._cant(f"disk {disk.name} has {disk.volume_gib} GiB; VM Import takes images below 16 TiB")
             if disk.volume_gib > MAX_VOLUME_GIB:
                 self._cant(f"disk {disk.name} has {disk.volume_gib} GiB; a volume has at most {MAX_VOLUME_GIB}")
         return disks
@@ -219,8 +222,8 @@ class CloudPlanning:
             self._notes.lost("tpm", f"{text}; what was sealed to the old one needs its recovery keys")
         if guest.interfaces > 1:
             self._notes.lost("network", f"it had {guest.interfaces} interfaces; the instance gets one")
-        if guest.may_be_windows:
-            self._notes.changed("licence", "for Windows, AWS bills licences by the image: use --via vm-import")
+        if guest.may_be_windows and not self._request.convert_guest:
+            self._notes.changed("licence", "for Windows, AWS bills licences by the image: use --convert-guest")
         root_gib = volume_gib(self._image.disk(guest.disks[0]).size_bytes) if guest.disks else 0
         if root_gib > _MBR_LIMIT_GIB and self._boot_mode != UEFI:
             self._notes.changed("boot", f"the first disk has {root_gib} GiB: by BIOS it boots only with a GPT")

@@ -1,6 +1,6 @@
 """Brings one point up as an instance, or leaves nothing behind.
 
-    each disk ▶ snapshot ─┐
+    each disk ▶ snapshot ─┐                 (by EBS direct, or by VM Import: importing.py)
                           ├▶ image ▶ instance ▶ (stopped | running ▶ checked)
     each disk ▶ snapshot ─┘
 
@@ -18,9 +18,10 @@ from drsync.errors import CantRunInCloud
 from drsync.model import Progress
 from drsync.recovery.cloud.cost import cost_of
 from drsync.recovery.cloud.disks import DiskShipping, PlannedDisk
+from drsync.recovery.cloud.importing import ImportRoute
 from drsync.recovery.cloud.made import Kind, Made
 from drsync.recovery.cloud.planning import CloudPlanning
-from drsync.recovery.cloud.request import CloudOutcome, CloudPlan, CloudRequest, Step
+from drsync.recovery.cloud.request import CloudOutcome, CloudPlan, CloudRequest, Step, Via
 from drsync.recovery.lag import rpo_s
 from drsync.session import Session
 from drsync.target.ec2 import images, tags
@@ -28,6 +29,7 @@ from drsync.target.ec2.aws import Aws
 from drsync.target.ec2.images import ImageDisk, ImageSpec, devices
 from drsync.target.ec2.instances import Instance, Instances, LaunchSpec
 from drsync.target.ec2.snapshot import BLOCK_BYTES, Keeper, Snapshots
+from drsync.target.ec2.upload import Tuning
 
 
 @dataclass(slots=True)
@@ -55,13 +57,15 @@ class CloudRecovery:
         *,
         say: Callable[[str], None] = lambda _line: None,
         sleep: Callable[[float], None] = time.sleep,
+        tuning: Tuning | None = None,
     ) -> None:
-        """`say` is told what happens."""
+        """`say` is told what happens; `tuning` is for imports."""
         self._session = session
         self._aws = aws
         self._snapshots = snapshots
         self._instances = Instances(aws, session.clock, sleep=sleep)
         self._say = say
+        self._tuning = tuning
         self._sleep = sleep
 
     def plan(self, request: CloudRequest) -> CloudPlan:
@@ -108,12 +112,22 @@ class CloudRecovery:
             self._say(f"{plan.request.vm}: instance {plan.existing.id} of this point is there already")
             return plan.existing.image_id, self._settled(run, plan.existing.id)
         shipping = self._shipping(plan.request)
+        route = ImportRoute(self._aws, shipping, plan, tuning=self._tuning)
         run.has_image = bool(images.find(self._aws, plan.of.identity()))
-        for disk in plan.disks:
-            with self._step(run, f"snapshot {disk.name}"):
-                run.snapshots[disk.name] = self._snapshot(run, shipping, disk, progress)
-        with self._step(run, "image"):
-            image_id = self._image(run)
+        image_id = route.converted() if plan.request.convert_guest else None
+        if image_id is not None:
+            self._say(f"{plan.request.vm}: image {image_id}, converted before")
+        elif plan.request.convert_guest and plan.request.via is Via.VM_IMPORT:
+            image_id = self._convert(run, route, progress)
+        else:
+            for disk in plan.disks:
+                with self._step(run, f"snapshot {disk.name}"):
+                    run.snapshots[disk.name] = self._snapshot(run, shipping, route, disk, progress)
+            if plan.request.convert_guest:
+                image_id = self._convert(run, route, progress)
+        if image_id is None:
+            with self._step(run, "image"):
+                image_id = self._image(run)
         with self._step(run, "instance"):
             instance_id = self._instances.launch(self._launch_spec(plan, image_id))
             run.made.add(Kind.INSTANCE, instance_id)
@@ -127,13 +141,21 @@ class CloudRecovery:
             self._instances.start(instance_id)
         if instance.state != "stopped" or plan.request.start:
             instance = self._instances.wait_running(instance_id, timeout_s=plan.request.timeout_s)
-        disks = {device: disk.name for device, disk in zip(devices(len(plan.disks)), plan.disks, strict=True)}
+        disks = self._devices(run, instance.image_id)
         for device, volume_id in instance.volumes.items():
             if device in disks:
                 self._instances.tag(volume_id, {tags.DISK: disks[device]})
         if instance.state == "running" and not plan.request.start:
             instance = self._instances.stop(instance_id, timeout_s=plan.request.timeout_s)
         return instance
+
+    def _devices(self, run: _Run, image_id: str) -> dict[str, str]:
+        """Device → disk: as registered, or as AWS has named them in a conversion."""
+        plan = run.plan
+        if not plan.request.convert_guest:
+            return {device: disk.name for device, disk in zip(devices(len(plan.disks)), plan.disks, strict=True)}
+        by_snapshot = images.devices_of(self._aws, image_id)
+        return {by_snapshot[s]: name for name, s in run.snapshots.items() if s in by_snapshot}
 
     def _wait(self, run: _Run, instance: Instance) -> Instance:
         request = run.plan.request
@@ -143,13 +165,32 @@ class CloudRecovery:
             self._instances.wait_checked(instance.id, timeout_s=request.timeout_s)
         return self._instances.get(instance.id)
 
-    def _snapshot(self, run: _Run, shipping: DiskShipping, disk: PlannedDisk, progress: Progress) -> str:
+    def _convert(self, run: _Run, route: ImportRoute, progress: Progress) -> str:
+        """The image of a guest that AWS has converted, from the disks' snapshots, or from images of them."""
+        with self._step(run, "conversion"):
+            imported = route.convert(run.snapshots, progress)
+        for snapshot_id in imported.snapshot_ids:
+            if snapshot_id not in run.snapshots.values():
+                run.made.add(Kind.SNAPSHOT, snapshot_id)
+        run.made.add(Kind.IMAGE, imported.image_id)
+        names = [disk.name for disk in run.plan.disks]
+        run.snapshots.update(zip(names, imported.snapshot_ids, strict=False))
+        self._say(f"{run.plan.request.vm}: image {imported.image_id}, converted by AWS")
+        return imported.image_id
+
+    def _snapshot(
+        self, run: _Run, shipping: DiskShipping, route: ImportRoute, disk: PlannedDisk, progress: Progress
+    ) -> str:
         """The snapshot of one disk."""
         vm = run.plan.request.vm
         if disk.existing is not None:
             self._say(f"{vm} {disk.name}: snapshot {disk.existing.id} has this point already")
             if disk.existing.tags.get(tags.KEEPER) == Keeper.RESTORE and not run.has_image:
                 run.made.add(Kind.SNAPSHOT, disk.existing.id)  # by this recovery, before it was killed
+        elif run.plan.request.via is Via.VM_IMPORT:
+            snapshot_id = route.snapshot(disk, progress)
+            run.made.add(Kind.SNAPSHOT, snapshot_id)
+            return snapshot_id
         written = shipping.write(
             run.plan.point, disk, progress, opened=lambda snapshot_id: run.made.add(Kind.SNAPSHOT, snapshot_id)
         )

@@ -34,6 +34,11 @@ class CloudRequest:
     number: int | None = None
     at: datetime | None = None
     via: Via = Via.EBS
+    import_bucket: str | None = None
+    """Where images lie while AWS imports them."""
+    import_role: str = "vmimport"
+    convert_guest: bool = False
+    """Let AWS change the guest's drivers, network and boot loader (ImportImage)."""
     name: str | None = None
     """Of the instance, and what tells one instance of a point from another; None: the VM's."""
     subnet: str | None = None

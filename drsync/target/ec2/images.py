@@ -129,6 +129,18 @@ def find(aws: Aws, wanted: Mapping[str, str], *, name: str | None = None) -> Seq
         return aws.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
 
 
+def devices_of(aws: Aws, image_id: str) -> dict[str, str]:
+    """Snapshot → device of an image's disks.
+
+    Raises:
+        CloudError: AWS can't be asked.
+    """
+    with aws.translated("DescribeImages"):
+        (image,) = aws.ec2.describe_images(ImageIds=[image_id])["Images"]
+    mappings = image.get("BlockDeviceMappings", [])
+    return {m["Ebs"]["SnapshotId"]: m["DeviceName"] for m in mappings if "SnapshotId" in m.get("Ebs", {})}
+
+
 def platform_details(aws: Aws, image_id: str) -> str:
     """What AWS takes the image's system for: licences are billed by it."""
     with aws.translated("DescribeImages"):

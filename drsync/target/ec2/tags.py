@@ -7,6 +7,7 @@
     drsync:disk         on snapshots and volumes: the disk
     drsync:disks        on snapshots: how many disks the point has
     drsync:keeper       restore | sync: who keeps a snapshot, and may remove it
+    drsync:converted    on images: AWS has changed the guest (ImportImage)
     drsync:plan         on snapshots: digest of the list of blocks that they take
     drsync:written      on pending snapshots: how many of those blocks AWS surely has
     Name                for the console
@@ -30,6 +31,7 @@ POINT: Final = "drsync:point"
 DISK: Final = "drsync:disk"
 DISKS: Final = "drsync:disks"
 KEEPER: Final = "drsync:keeper"
+CONVERTED: Final = "drsync:converted"
 PLAN: Final = "drsync:plan"
 WRITTEN: Final = "drsync:written"
 NAME: Final = "Name"
