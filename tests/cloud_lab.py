@@ -11,6 +11,7 @@ from typing import Any
 from command_line import Cli
 from drsync_localstack import volume_files
 from ec2_lab import Cloud, wait_for
+from libvirt_points import file_of
 from shipped_vm import OracleDisk, ShippedVm, read_raw
 
 from drsync.format.keys import RootKey
@@ -21,7 +22,13 @@ MIB = 1024 * 1024
 
 
 def definition(
-    *, memory_mib: int = 1024, vcpus: int = 1, firmware: str = "", devices: str = "", disks: tuple[str, ...] = ("root",)
+    *,
+    memory_mib: int = 1024,
+    vcpus: int = 1,
+    firmware: str = "",
+    devices: str = "",
+    disks: tuple[str, ...] = ("root",),
+    nvram: bytes | None = None,
 ) -> Mapping[str, object]:
     """What a point of a libvirt domain holds: the first disk is vda."""
     targets = [f"vd{chr(ord('a') + number)}" for number in range(len(disks))]
@@ -34,6 +41,7 @@ def definition(
     return {
         "source": "libvirt",
         "domain": {"name": "web", "uuid": "6a0f3b1e-9b9f-4d0b-8a44-0f5b6f3a2c11", "xml": xml},
+        "files": [] if nvram is None else [file_of("nvram", nvram)],
         "disks": {name: {"target": target, "format": "raw"} for name, target in zip(disks, targets, strict=True)},
     }
 

@@ -12,6 +12,7 @@ from ec2_lab import BLOCK_BYTES, Cloud, wait_for
 from shipped_vm import ZEROED, DiskStep, ShippedVm, Step
 
 from drsync.model import BLOCK_SIZE
+from drsync.target.ec2.uefi import uefi_data
 
 pytestmark = [pytest.mark.localstack, pytest.mark.timeout(300)]
 
@@ -191,12 +192,15 @@ def test_what_can_not_be_is_told_before_anything_is_made(
 
 
 def test_a_uefi_guest_with_a_tpm_gets_a_type_and_an_image_that_can(cli: Cli, made: Made, tmp_path: Path) -> None:
-    vm = protected(cli, tmp_path, firmware=" firmware='efi'", devices="<tpm model='tpm-crb'/>")
+    nvram = Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes()
+    vm = protected(cli, tmp_path, firmware=" firmware='efi'", devices="<tpm model='tpm-crb'/>", nvram=nvram)
     vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE, writes={0: 2})}))
     done = cli.ok(*RESTORE, "--json").json
     (image,) = made.cloud.ec2.describe_images(ImageIds=[done["image"]])["Images"]
     assert (image["BootMode"], image["TpmSupport"]) == ("uefi", "v2.0")
-    assert [note["subject"] for note in done["notes"] if note["effect"] == "lost"] == ["nvram", "tpm"]
+    assert [note["subject"] for note in done["notes"] if note["effect"] == "lost"] == ["tpm"]
+    kept = made.cloud.ec2.describe_image_attribute(ImageId=done["image"], Attribute="uefiData")["UefiData"]["Value"]
+    assert kept == uefi_data(nvram)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ class Guest:
     boot_mode: str
     secure_boot: bool
     has_tpm: bool
+    nvram: bytes | None
     disks: Sequence[str]
     """The point's disks, the one that it boots from first."""
     interfaces: int
@@ -60,6 +61,7 @@ def read_guest(definition: Mapping[str, object], vm: str, disks: Sequence[str]) 
         boot_mode=UEFI if _is_uefi(domain) or machine == "aarch64" else LEGACY_BIOS,
         secure_boot=loader is not None and loader.get("secure") == "yes",
         has_tpm=domain.find("devices/tpm") is not None,
+        nvram=origin.files.get("nvram"),
         disks=_boot_order(domain, origin, disks),
         interfaces=len(domain.findall("devices/interface")),
         networks=[_network_of(interface) for interface in domain.findall("devices/interface")],

@@ -58,11 +58,10 @@ class Made:
         """Something was made."""
         self.things.append(Thing(kind, resource_id))
 
-    def keep(self, why: BaseException) -> None:
+    def keep(self) -> None:
         """Say what stays, although the run failed."""
         for thing in self.things:
             log.warning("kept %s %s; remove it with: %s", thing.kind, thing.id, self.command(thing))
-        del why
 
     def remove(self, why: BaseException) -> None:
         """Remove all of it, the newest first.

@@ -18,6 +18,7 @@ from drsync.target.ec2.images import MAX_VOLUMES
 from drsync.target.ec2.instances import Instance, Instances
 from drsync.target.ec2.sizing import ARM_FAMILIES, FAMILIES, InstanceType, Need
 from drsync.target.ec2.snapshot import BLOCK_BYTES, MAX_VOLUME_GIB, volume_gib
+from drsync.target.ec2.uefi import NotConverted, uefi_data
 from drsync.target.ec2.upload import MAX_DISK_BYTES
 
 _MBR_LIMIT_GIB: Final = 2048
@@ -46,6 +47,7 @@ class CloudPlanning:
         self._guest = self._read_guest()
         self._boot_mode = request.boot_mode or self._guest.boot_mode
         self._subnet = request.subnet or self._mapped_subnet()
+        self._uefi_data: str | None = None
         self._tpm = self._guest.has_tpm and self._boot_mode == UEFI
 
     def _mapped_subnet(self) -> str | None:
@@ -58,6 +60,7 @@ class CloudPlanning:
             self._cant("VM Import reads images from a bucket: choose it with --bucket")
         disks = self._disks()
         zone, private_ip = self._network()
+        self._uefi_data = self._converted_nvram()
         self._note_guest()
         instance_type = self._instance_type(zone, len(disks))
         existing = self._existing()
@@ -70,6 +73,7 @@ class CloudPlanning:
             guest=self._guest,
             boot_mode=self._boot_mode,
             tpm=self._tpm,
+            uefi_data=self._uefi_data,
             disks=disks,
             instance_type=instance_type,
             zone=zone,
@@ -202,6 +206,22 @@ class CloudPlanning:
         wanted = {**self._of.identity(), tags.NAME: self._request.instance_name}
         return next(iter(Instances(self._aws, self._session.clock).find(wanted)), None)
 
+    def _converted_nvram(self) -> str | None:
+        """The NVRAM as EC2 takes it; else the guest boots from its fallback path, which is said."""
+        if self._boot_mode != UEFI:
+            return None
+        why = "the point has none"
+        if self._guest.nvram is not None:
+            try:
+                data = uefi_data(self._guest.nvram)
+            except NotConverted as err:
+                why = str(err)
+            else:
+                self._notes.changed("nvram", "its variables come along; boot entries by device path are passed over")
+                return data
+        self._notes.lost("nvram", f"it boots EFI/BOOT/BOOTX64.EFI of its first disk; {why}")
+        return None
+
     def _note_guest(self) -> None:
         guest = self._guest
         self._notes.changed(
@@ -211,11 +231,7 @@ class CloudPlanning:
             self._notes.changed(
                 "boot", "the point does not tell whether it boots by UEFI: BIOS is assumed; see --boot-mode"
             )
-        if self._boot_mode == UEFI:
-            self._notes.lost(
-                "nvram", "boot entries are not taken along: it boots EFI/BOOT/BOOTX64.EFI of its first disk"
-            )
-        if guest.secure_boot:
+        if guest.secure_boot and self._uefi_data is None:
             self._notes.lost("secure boot", "its keys are in the NVRAM; the instance boots without it")
         if guest.has_tpm:
             text = "the instance has an empty NitroTPM" if self._tpm else "EC2 has none for guests that boot by BIOS"

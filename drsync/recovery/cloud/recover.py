@@ -99,7 +99,7 @@ class CloudRecovery:
             image_id, instance = self._bring_up(run, progress)
         except BaseException as err:
             if plan.request.keep_on_error:
-                made.keep(err)
+                made.keep()
             else:
                 made.remove(err)
             raise
@@ -208,6 +208,7 @@ class CloudRecovery:
             architecture=plan.guest.architecture,
             boot_mode=plan.boot_mode,
             tpm=plan.tpm,
+            uefi_data=plan.uefi_data,
             own_tags=plan.request.tags,
         )
         image_id, is_new = images.register(self._aws, spec)

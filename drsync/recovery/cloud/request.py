@@ -78,6 +78,8 @@ class CloudPlan:
     guest: Guest
     boot_mode: str
     tpm: bool
+    uefi_data: str | None
+    """The NVRAM, as RegisterImage takes it."""
     disks: Sequence[PlannedDisk]
     """The one that it boots from first."""
     instance_type: InstanceType | None
