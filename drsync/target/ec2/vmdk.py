@@ -57,9 +57,11 @@ class ImageTooLarge(Exception):
 class Position:
     """Where a stream stands: enough to write the rest of it."""
 
-    next_block: int
-    sectors: int
+    next_block: int = 0
+    sectors: int = 0
     """That were written so far."""
+    data_blocks: int = 0
+    """Grains that were written so far."""
     tables: dict[int, int] = field(default_factory=dict)
     """The tables that are written: number and sector."""
     grains: dict[int, int] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class VmdkStream:
         self._is_new = start is None
         self._next_block = start.next_block if start else 0
         self._sectors = start.sectors if start else 0
+        self._data_blocks = start.data_blocks if start else 0
         self._tables = dict(start.tables) if start else {}
         self._grains = dict(start.grains) if start else {}
 
@@ -90,7 +93,11 @@ class VmdkStream:
     def position(self) -> Position:
         """Where the stream stands: behind the piece that was given last. Of no use behind the last one of all."""
         return Position(
-            next_block=self._next_block, sectors=self._sectors, tables=dict(self._tables), grains=dict(self._grains)
+            next_block=self._next_block,
+            sectors=self._sectors,
+            data_blocks=self._data_blocks,
+            tables=dict(self._tables),
+            grains=dict(self._grains),
         )
 
     def pieces(self, blocks: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
@@ -105,6 +112,7 @@ class VmdkStream:
         for batch in self._deflated(self._checked(blocks)):
             piece = b"".join(self._grain(block, packed) for block, packed in batch)
             self._next_block = batch[-1][0] + 1
+            self._data_blocks += len(batch)
             yield piece
         yield self._table() + self._end()
 
