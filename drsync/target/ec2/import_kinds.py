@@ -100,6 +100,11 @@ class Tasks(Protocol):
         ...
 
     @property
+    def operation(self) -> str:
+        """What begins one."""
+        ...
+
+    @property
     def describe(self) -> str:
         """The command of `aws ec2` that shows them."""
         ...
@@ -124,6 +129,7 @@ class Tasks(Protocol):
 class SnapshotTasks:
     """ImportSnapshot's tasks of one import."""
 
+    operation = "ImportSnapshot"
     describe = "describe-import-snapshot-tasks"
 
     def __init__(self, aws: Aws, name: str) -> None:
@@ -156,6 +162,7 @@ class SnapshotTasks:
 class ImageTasks:
     """ImportImage's tasks of one import; `given` are snapshots that they are made of, and stay."""
 
+    operation = "ImportImage"
     describe = "describe-import-image-tasks"
 
     def __init__(self, aws: Aws, name: str, given: Iterable[str] = ()) -> None:

@@ -223,7 +223,7 @@ class _Run:
         deadline_s = self._clock.monotonic_s() + self._tuning.time_limit_s
         while True:
             try:
-                with self._aws.translated("ImportSnapshot or ImportImage"):
+                with self._aws.translated(self._tasks.operation):
                     task_id: str = call(ClientToken=_token(request, attempt), **request)["ImportTaskId"]
             except CloudLimit as err:
                 if self._clock.monotonic_s() >= deadline_s:

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -263,7 +264,7 @@ class ImageUpload:
             try:
                 number = len(self._state.parts)
                 for data, position in self._parts(stream, pieces):
-                    while len(waiting) >= parallel:
+                    while waiting and (len(waiting) >= parallel or waiting[0][0].done()):
                         self._settle(*waiting.popleft())
                     number += 1
                     if number > MAX_PARTS:
@@ -271,9 +272,20 @@ class ImageUpload:
                     waiting.append((workers.submit(self._put, number, data), position))
                 while waiting:
                     self._settle(*waiting.popleft())
-            finally:
-                for future, _ in waiting:
-                    future.cancel()
+            except BaseException:
+                self._keep_what_arrives(waiting)
+                raise
+
+    def _keep_what_arrives(self, waiting: "deque[tuple[Future[_Part], Position]]") -> None:
+        """After a failure: note the parts that are on their way, if the upload is to go on one day."""
+        if not self._place.keep_on_error:
+            for future, _ in waiting:
+                future.cancel()
+            return
+        with suppress(CloudError):  # the first failure is the one to tell
+            while waiting:
+                self._settle(*waiting.popleft())
+            self._write_journal()
 
     def _parts(self, stream: VmdkStream, pieces: Iterator[bytes]) -> Iterator[tuple[bytes, Position]]:
         """The stream cut into parts, each with the stream's position behind it."""
