@@ -156,7 +156,7 @@ class SnapshotTasks:
         return bool(task.snapshot_ids) and bool(found)
 
     def remove_result(self, task: Task) -> None:
-        _delete_snapshots(self._aws, task.snapshot_ids)
+        _delete_snapshots(self._aws, self.name, task.snapshot_ids)
 
 
 class ImageTasks:
@@ -190,9 +190,11 @@ class ImageTasks:
 
     def remove_result(self, task: Task) -> None:
         if task.image_id:
-            with suppress(CloudNotFound), self._aws.translated("DeregisterImage"):
-                self._aws.ec2.deregister_image(ImageId=task.image_id)
-        _delete_snapshots(self._aws, [one for one in task.snapshot_ids if one not in self._given])
+            with suppress(CloudNotFound):
+                tag_results(self._aws, [task.image_id], self.name, {})
+                with self._aws.translated("DeregisterImage"):
+                    self._aws.ec2.deregister_image(ImageId=task.image_id)
+        _delete_snapshots(self._aws, self.name, [one for one in task.snapshot_ids if one not in self._given])
 
 
 def snapshot_request(place: ImportPlace, disk: DiskImport) -> dict[str, Any]:
@@ -284,7 +286,10 @@ def _encryption(place: ImportPlace) -> dict[str, Any]:
     return {"Encrypted": True, "KmsKeyId": place.kms_key_id} if place.kms_key_id else {}
 
 
-def _delete_snapshots(aws: Aws, snapshot_ids: Iterable[str]) -> None:
+def _delete_snapshots(aws: Aws, name: str, snapshot_ids: Iterable[str]) -> None:
+    """Delete what a task has made. It gets the import's tag first: without one, the policy lets nobody delete it."""
     for snapshot_id in snapshot_ids:
-        with suppress(CloudNotFound), aws.translated("DeleteSnapshot"):
-            aws.ec2.delete_snapshot(SnapshotId=snapshot_id)
+        with suppress(CloudNotFound):
+            tag_results(aws, [snapshot_id], name, {})
+            with aws.translated("DeleteSnapshot"):
+                aws.ec2.delete_snapshot(SnapshotId=snapshot_id)
