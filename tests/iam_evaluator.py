@@ -107,6 +107,15 @@ KINDS = {
     "import-snap": "import-snapshot-task",
     "import-ami": "import-image-task",
 }
+NAMED = {
+    "CancelImportTask": "ImportTaskId",
+    "DeleteSnapshot": "SnapshotId",
+    "DeregisterImage": "ImageId",
+    "StartInstances": "InstanceIds",
+    "StopInstances": "InstanceIds",
+    "TerminateInstances": "InstanceIds",
+}
+"""Operations on things that are there, and the parameter that names them."""
 LAUNCHED = ("image", "snapshot", "subnet", "security-group", "network-interface")
 MADE_BY_LAUNCH = ("instance", "volume")
 
@@ -154,12 +163,10 @@ def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
         asked = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in call.parameters["Tags"]}
         for resource in call.parameters["Resources"]:
             yield Asked(action=action, resource=_arn_of(resource), context={**_of(tags), **asked})
-    elif call.operation in ("StartInstances", "StopInstances", "TerminateInstances"):
-        for resource in call.parameters["InstanceIds"]:
+    elif call.operation in NAMED:
+        named = call.parameters[NAMED[call.operation]]
+        for resource in [named] if isinstance(named, str) else named:
             yield Asked(action=action, resource=_arn_of(resource), context=_of(tags))
-    elif call.operation in ("CancelImportTask", "DeleteSnapshot", "DeregisterImage"):
-        named = {"CancelImportTask": "ImportTaskId", "DeleteSnapshot": "SnapshotId", "DeregisterImage": "ImageId"}
-        yield Asked(action=action, resource=_arn_of(call.parameters[named[call.operation]]), context=_of(tags))
     else:
         raise NotImplementedError(call.operation)
 

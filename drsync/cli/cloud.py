@@ -71,6 +71,8 @@ def _check_or_apply(app: App, aws: "Aws", scope: "Scope", *, apply: bool) -> Non
 
     work = ImportSetup(aws, scope)
     made = work.apply() if apply else []
+    if any(what.startswith("role ") for what in made):
+        render.note("what IAM was told takes effect within about a minute")
     findings = work.findings()
     bad = [finding for finding in findings if finding.state in (State.MISSING, State.WRONG)]
     if app.as_json and not bad:

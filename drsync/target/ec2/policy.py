@@ -265,7 +265,6 @@ def _setup(scope: Scope) -> list[Document]:
         "iam:ListAttachedRolePolicies",
         "iam:ListRolePolicies",
         "iam:PutRolePolicy",
-        "iam:UpdateAssumeRolePolicy",
     ]
     return [
         _allow("WhoAmI", ["sts:GetCallerIdentity"], ["*"]),

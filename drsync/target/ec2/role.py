@@ -9,8 +9,7 @@ what lies in it (always, since 2023), and a rule removes what a killed import ha
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +25,6 @@ POLICY_NAME: Final = "drsync-vmimport"
 RULE_ID: Final = "drsync-import-leftovers"
 KEPT_DAYS: Final = 7
 """As long as AWS lists import tasks."""
-ROLE_VISIBLE_S: Final = 10.0
-"""A new role is not known everywhere at once (IAM user guide, "eventually consistent")."""
 _PRIVATE: Final["PublicAccessBlockConfigurationTypeDef"] = {
     "BlockPublicAcls": True,
     "IgnorePublicAcls": True,
@@ -59,11 +56,10 @@ class Finding:
 class ImportSetup:
     """Looks at the role and the bucket, and makes them."""
 
-    def __init__(self, aws: Aws, scope: Scope, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, aws: Aws, scope: Scope) -> None:
         """`scope` has the account and the Region."""
         self._aws = aws
         self._scope = scope
-        self._sleep = sleep
 
     def findings(self) -> list[Finding]:
         """Everything that VM Import needs, and how it is. Nothing is changed.
@@ -103,7 +99,6 @@ class ImportSetup:
         if finding.what == role:
             self._make_role()
             self._put_policy()
-            self._sleep(ROLE_VISIBLE_S)
             return [f"{role} with the policy {POLICY_NAME}"]
         if finding.what == f"{bucket}, rule {RULE_ID}":
             self._put_rule()
