@@ -38,7 +38,7 @@ from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
-from drsync.log import Log
+from drsync.log import Log, Segment
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
 from drsync.pace import TokenBucket
@@ -425,6 +425,16 @@ class Session:
                 return point
             seq -= 1
         return None
+
+    def point_of(self, vm: str, segment: Segment) -> Point | None:
+        """The point that a segment of a VM's log commits, with the point before it; None if it only fences.
+
+        Raises:
+            StoreError, IntegrityError: the log can't be read.
+        """
+        log = self.log(vm)
+        before = newest_point(log, log.read(segment.seq - 1)) if segment.seq > 1 else None
+        return catalog.point_of(segment, before.seq if before else None)
 
     def plan_restore(self, request: RestoreRequest) -> RestorePlan:
         """What a restore would write; everything that can refuse it has been checked.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from drsync.capture import Outcome, Result
-from drsync.catalog import Point, point_of
+from drsync.catalog import Point
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.errors import DrsyncError
@@ -48,24 +48,25 @@ def command(ctx: click.Context, app: App, vm: str, *, full: bool, take_over: boo
     if isinstance(own, Exception) and (app.as_json or len(results) == 1):
         raise own  # with --json it is the document; what became of the others, `drsync points --group` tells
     if app.as_json and isinstance(own, Outcome):
-        members = [_member(name, results[name], took_s) for name in names] if group else None
-        render.document({**_document(own, took_s), "group": {"name": group, "members": members} if group else None})
+        members = [_member(session, name, results[name], took_s) for name in names] if group else None
+        told = {"name": group, "members": members} if group else None
+        render.document({**_document(session, own, took_s), "group": told})
     else:
         if group:
             render.line(f"{vm} is in the group {group}: captured at one instant: {', '.join(names)}")
         for name in names:
-            _print(name, results[name], took_s)
+            _print(session, name, results[name], took_s)
     if failed := [result for result in results.values() if isinstance(result, Exception)]:
         _raise_first(ctx, failed)
 
 
-def _print(name: str, outcome: Outcome | Exception, took_s: float) -> None:
+def _print(session: Session, name: str, outcome: Outcome | Exception, took_s: float) -> None:
     if isinstance(outcome, Exception):
         render.line(f"{name}: FAILED: {outcome}")
         return
-    if shipped := _point(outcome.shipped_before):
+    if shipped := _point(session, outcome.vm, outcome.shipped_before):
         render.line(f"{_line(shipped)} (had waited in the spool)")
-    point = _point(outcome.segment)
+    point = _point(session, outcome.vm, outcome.segment)
     if outcome.result is Result.SEEDING:
         render.line(f"{name}: the seed was stopped; the next capture goes on with it")
     elif outcome.result is Result.UNCHANGED:
@@ -81,9 +82,9 @@ def _raise_first(ctx: click.Context, failed: Sequence[Exception]) -> None:
     ctx.exit(failed[0].code if isinstance(failed[0], DrsyncError) else 1)
 
 
-def _member(name: str, outcome: Outcome | Exception, took_s: float) -> views.Document:
+def _member(session: Session, name: str, outcome: Outcome | Exception, took_s: float) -> views.Document:
     if isinstance(outcome, Outcome):
-        return {**_document(outcome, took_s), "error": None}
+        return {**_document(session, outcome, took_s), "error": None}
     if isinstance(outcome, DrsyncError):
         return {"vm": name, "result": "failed", "error": views.error(outcome)}
     raise outcome  # a bug
@@ -96,10 +97,8 @@ def _beat(session: Session) -> None:
         _LOGGER.warning("the point is safe, but the heartbeat was not written: %s", err)
 
 
-def _point(segment: Segment | None) -> Point | None:
-    if segment is None:
-        return None
-    return point_of(segment, segment.seq - 1 or None)
+def _point(session: Session, vm: str, segment: Segment | None) -> Point | None:
+    return None if segment is None else session.point_of(vm, segment)
 
 
 def _line(point: Point) -> str:
@@ -122,8 +121,8 @@ def _quiesced(point: Point) -> str:
     return words
 
 
-def _document(outcome: Outcome, took_s: float) -> views.Document:
-    point, shipped = _point(outcome.segment), _point(outcome.shipped_before)
+def _document(session: Session, outcome: Outcome, took_s: float) -> views.Document:
+    point, shipped = _point(session, outcome.vm, outcome.segment), _point(session, outcome.vm, outcome.shipped_before)
     return {
         "vm": outcome.vm,
         "result": outcome.result,

@@ -30,7 +30,7 @@ import libvirt
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
 from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
-from drsync.source.backup import boot_of_host, make_layer
+from drsync.source.backup import boot_of_host, copy_pace, make_layer
 from drsync.source.bitmap import Owner, decide
 from drsync.source.jobs import JobFailed, Jobs
 from drsync.source.libvirt_checkpoints import Checkpoints
@@ -241,6 +241,7 @@ class OfflineSource:
     ) -> None:
         with self._reading(xml) as (daemon, graph):
             jobs = Jobs(daemon.monitor, self._clock)
+            pace = copy_pace(daemon.monitor.qemu_version())
             started = []
             for index, disk in enumerate(disks):
                 node = graph.node(disk.name)
@@ -252,7 +253,14 @@ class OfflineSource:
                 file = {"driver": "file", "filename": str(layers[disk.name])}
                 daemon.monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": layer, "file": file})
                 extent = self._extent(disk, node, base)
-                arguments = {"job-id": job, "device": disk.name, "target": layer, "auto-dismiss": False, **extent}
+                arguments = {
+                    "job-id": job,
+                    "device": disk.name,
+                    "target": layer,
+                    "auto-dismiss": False,
+                    **pace,
+                    **extent,
+                }
                 daemon.monitor.execute("blockdev-backup", arguments)
                 started.append((job, layer))
             try:
@@ -262,7 +270,7 @@ class OfflineSource:
             for _, layer in started:
                 daemon.monitor.execute("blockdev-del", {"node-name": layer})
 
-    def _extent(self, disk: DiskSurvey, node: Node, base: Base | None) -> Mapping[str, object]:
+    def _extent(self, disk: DiskSurvey, node: Node, base: Base | None) -> dict[str, object]:
         if disk.kind is Kind.INCREMENTAL and base is not None:
             return {"sync": "bitmap", "bitmap": self._owner.checkpoint(base.capture), "bitmap-mode": "never"}
         return {"sync": "top" if node.knows_unwritten else "full"}

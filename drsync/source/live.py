@@ -56,18 +56,6 @@ class _Export(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     type: str
 
 
-class _Numbers(msgspec.Struct, frozen=True, kw_only=True):
-    major: int
-    minor: int
-    micro: int
-
-
-class _Version(msgspec.Struct, frozen=True, kw_only=True):
-    """Of QEMU (VersionInfo)."""
-
-    qemu: _Numbers
-
-
 class _Property(msgspec.Struct, frozen=True, kw_only=True):
     """What lies in a place of QEMU's object tree (ObjectPropertyInfo)."""
 
@@ -132,13 +120,13 @@ class Exports:
 
     def _refuse_iothreads(self) -> None:
         """See that no NBD client can bring this QEMU down (see the module)."""
-        version = self._monitor.query("query-version", _Version).qemu
+        version = self._monitor.qemu_version()
         try:
             objects = self._monitor.query("qom-list", list[_Property], {"path": "/objects"})
         except CommandRefused:  # there is no object at all
             return
-        if version.major < SAFE_VERSION and any(found.type == "child<iothread>" for found in objects):
-            said = f"{version.major}.{version.minor}.{version.micro}"
+        if version[0] < SAFE_VERSION and any(found.type == "child<iothread>" for found in objects):
+            said = ".".join(str(number) for number in version)
             raise self._unavailable(
                 f"it has iothreads, and QEMU {said} would end when an NBD client leaves (9.0 does not)"
             )

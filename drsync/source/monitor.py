@@ -45,6 +45,18 @@ class CommandRefused(Exception):
         self.text = text
 
 
+class _Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    major: int
+    minor: int
+    micro: int
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    """QEMU's version (VersionInfo)."""
+
+    qemu: _Numbers
+
+
 class Monitor:
     """An open QMP session. Not thread-safe. A context manager that closes it."""
 
@@ -132,6 +144,15 @@ class Monitor:
             return msgspec.convert(reply, answer)
         except msgspec.ValidationError as err:
             raise NotQmp(vm=self._vm, socket=self._path, problem=f"{command} answered otherwise: {err}") from err
+
+    def qemu_version(self) -> tuple[int, int, int]:
+        """Major, minor and micro version of the QEMU at the other end.
+
+        Raises:
+            SourceLost, NotQmp: as `query`.
+        """
+        numbers = self.query("query-version", _Version).qemu
+        return numbers.major, numbers.minor, numbers.micro
 
     def wait_for_job(self, timeout_s: float) -> bool:
         """Wait until some job has changed its state since the last call, at most `timeout_s`; whether one has.

@@ -30,8 +30,8 @@ from typing import Final, Self
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
 from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
-from drsync.source.backup import DiskCopy, identity, incarnation_of, make_layer
-from drsync.source.bitmap import Owner, begin_bitmap, decide
+from drsync.source.backup import DiskCopy, copy_pace, identity, incarnation_of, make_layer
+from drsync.source.bitmap import Action, Owner, begin_bitmap, decide
 from drsync.source.definition import describe
 from drsync.source.jobs import JobFailed, Jobs
 from drsync.source.live import Exports
@@ -262,8 +262,9 @@ class QmpSource:
                 made.append(copy.path)
             for copy in copies:
                 self._monitor.execute("blockdev-add", copy.layer())
+            pace = copy_pace(self._monitor.qemu_version())
             with instant() as limit_s:
-                time = self._begin(copies, limit_s)
+                time = self._begin(copies, pace, limit_s)
             self._jobs.wait([copy.job for copy in copies], deadline_s=deadline_s, on_progress=watch.tick)
             self._close_layers(copies)
         except BaseException as err:
@@ -271,14 +272,14 @@ class QmpSource:
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
 
-    def _begin(self, copies: Sequence[DiskCopy], limit_s: float) -> datetime:
+    def _begin(self, copies: Sequence[DiskCopy], pace: Action, limit_s: float) -> datetime:
         """Start all bitmaps and all jobs at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
         guest had written by that time, so the loss reckoned from it is never understated.
         """
         time = self._clock.now().astimezone(UTC)
-        actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup() for copy in copies]
+        actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup(pace) for copy in copies]
         self._monitor.execute("transaction", {"actions": actions}, timeout_s=limit_s)
         return time
 

@@ -246,6 +246,8 @@ def test_another_host_takes_over_only_when_asked_to_and_the_first_is_told(cli: C
     assert status["state"] == "fenced"
     document = cli.ok("capture", "web", "--take-over", "--json").json
     assert document["point"]["epoch"] == 3
+    points = cli.ok("points", "web", "--json").json
+    assert document["point"] == points[-1], "its parent is the point before, not the fence in between"
     cli.ok("capture", "web")
 
 
