@@ -5,13 +5,17 @@ Allow, else it is denied. Actions match without case, * and ? are wildcards. A c
 fails every operator but ...IfExists and Null. What is not known here is an error, never a yes.
 """
 
+import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from s3_lab import ROOT
+
 from drsync.target.ec2.aws import Call
 
+PACKAGE = ROOT / "drsync/target/ec2"
 ACCOUNT, REGION = "111122223333", "us-east-1"
 
 
@@ -72,6 +76,36 @@ def _like(pattern: str, text: str) -> bool:
 
 def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
+
+
+def operations_of(*modules: str) -> set[tuple[str, str]]:
+    """(service, operation) of all that modules of drsync/target/ec2 call, by their source: `aws.s3.put_object(…)`."""
+    found: set[tuple[str, str]] = set()
+    for path in (path for module in modules for path in sorted(PACKAGE.glob(module))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Attribute(
+                    value=ast.Attribute(attr="ec2" | "s3" | "iam" | "sts" | "ebs" as service), attr=name
+                ):
+                    found.add((service, name))
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Attribute(attr=service), attr="get_paginator"),
+                    args=[ast.Constant(value=name)],
+                ):
+                    found.add((service, str(name)))
+    not_operations = ("get_paginator", "meta", "close", "exceptions")
+    return {(service, _operation(name)) for service, name in found if name not in not_operations}
+
+
+def action_of(service: str, operation: str) -> str:
+    """The action that an operation needs first of all."""
+    known = {**S3_BUCKET, **S3_OBJECT} if service == "s3" else {}
+    return known.get(operation, f"{service}:{operation}")
+
+
+def _operation(method: str) -> str:
+    """boto3's put_object is PutObject."""
+    return "".join(part.capitalize() for part in method.split("_"))
 
 
 # --- What a call of drsync needs: "Actions, resources, and condition keys" of S3, EC2, EBS, IAM and STS ---------------

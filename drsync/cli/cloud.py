@@ -8,7 +8,7 @@ import click
 
 from drsync.cli import render
 from drsync.cli.app import App, json_option, pass_app
-from drsync.errors import ConfigMissing, ImportNotSetUp
+from drsync.errors import ImportNotSetUp
 
 if TYPE_CHECKING:
     from drsync.target.ec2.aws import Aws
@@ -53,7 +53,7 @@ def setup(
     for drsync's own roles, too: host, cloud-sync, recovery and prune. They are attached by hand.
     """
     app.set_up_logging()
-    where = repository or _configured(app)
+    where = repository or app.config().repository.url
     names: dict[str, str] = {"import_bucket": bucket, "import_prefix": prefix, "import_role": role_name}
     if mode == "print":
         _print(app, _scope(where, account=account or "*", region=region or "*", kms_key_arn=kms_key, **names), output)
@@ -109,13 +109,6 @@ def _scope(repository: str, **more: str) -> "Scope":
         return Scope(repository_bucket=parts.netloc, repository_prefix=parts.path.strip("/"), **more)
     except ValueError as err:
         raise click.UsageError(str(err)) from err
-
-
-def _configured(app: App) -> str:
-    try:
-        return app.config().repository.url
-    except ConfigMissing as err:
-        raise click.UsageError("there is no configuration file: say --repository s3://BUCKET/PREFIX") from err
 
 
 def _shown(finding: "Finding") -> dict[str, Any]:

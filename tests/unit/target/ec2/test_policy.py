@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iam_evaluator import ACCOUNT, Asked, is_allowed
+from iam_evaluator import ACCOUNT, Asked, action_of, is_allowed, operations_of
 
 from drsync.target.ec2.policy import IMPORTED, OURS, Role, Scope, documents, import_service_policy, import_trust, policy
 from drsync.target.ec2.role import trusts_vm_import
@@ -41,6 +41,19 @@ def test_iam_takes_it_as_a_managed_policy(name: str) -> None:
     sids = [statement["Sid"] for statement in document["Statement"]]
     assert len(set(sids)) == len(sids)
     assert all(sid.isalnum() for sid in sids)
+
+
+def test_every_operation_that_the_package_calls_is_in_a_policy() -> None:
+    known = {
+        action
+        for role in (Role.RECOVERY, Role.CLOUD_SYNC, Role.SETUP)
+        for statement in policy(role, SCOPE)["Statement"]
+        if statement["Effect"] == "Allow"
+        for action in statement["Action"]
+    }
+    called = {action_of(*operation) for operation in operations_of("*.py")}
+    assert "ec2:ImportSnapshot" in called
+    assert called - known == set()
 
 
 def test_a_host_adds_to_the_repository_and_changes_nothing_there() -> None:
