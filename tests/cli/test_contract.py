@@ -77,10 +77,10 @@ def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...]
     cli.config.unlink()
     needed = {
         "capture": ["web"],
-        "cloud": ["--bucket", "images"],
+        "cloud setup": ["--bucket", "images"],
         "restore": ["web", "--to", "image", "--output", "out"],
     }
-    arguments = needed.get(words[0], [])
+    arguments = needed.get(" ".join(words), [])
     done = cli.run("--json", *words, *arguments) if first else cli.run(*words, *arguments, "--json")
     assert done.code == 10
     document = done.json
