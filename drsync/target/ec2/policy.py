@@ -2,7 +2,7 @@
 
     role         runs                                     may                            must not
     host         the daemon on a KVM host                 read and add to the repository  change or delete anything
-    cloud-sync   `drsync daemon --role cloud`             read it, write snapshots        delete what is not drsync's
+    cloud-sync   `drsync cloud sync`, its daemon          read it, write snapshots        delete what is not drsync's
     recovery     `drsync restore --to ec2`                that, import, start instances   touch the repository
     prune        `drsync prune`                           copy forward and delete         change repo.json and keys
     setup        `drsync cloud setup`                     make the role and the bucket    anything else
