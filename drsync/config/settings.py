@@ -246,7 +246,9 @@ RpoKey = Annotated[
         name="rpo",
         parse=read_at_least_1s,
         default="5m",
-        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s. The daemon "
+        "captures so often that no point gets older before the next one is in the repository: it measures how long "
+        "that takes.",
         why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
     ),
 ]
