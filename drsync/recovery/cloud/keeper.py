@@ -59,6 +59,7 @@ class CloudKeeper:
         self._retry_s = retry_s
         self._stopped = threading.Event()
         self._turns: dict[tuple[str, str], _Turn] = {}
+        self._regions: dict[str | None, Aws] = {}
         self._session: Session | None = None
         self._thread: threading.Thread | None = None
 
@@ -92,17 +93,26 @@ class CloudKeeper:
         if self._session is None or self._session.config is not config:
             self._session = Session(config, self._clock)
         for cloud in config.clouds:
-            from drsync.target.ec2.aws import Aws, CloudOptions  # noqa: PLC0415 - most hosts have no [[cloud]]
-
+            turn = self._turns.setdefault((cloud.name, ""), _Turn())
+            if self._clock.monotonic_s() < turn.at_s:
+                continue
             try:
-                with Aws(CloudOptions(region=cloud.region)) as aws:
-                    self._look_after(self._session, cloud, aws)
-            except DrsyncError as err:
-                log.error("cloud=%s %s; remedy: %s", cloud.name, err, err.remedy)
+                self._look_after(self._session, cloud, self._aws_of(cloud))
+            except DrsyncError as err:  # no VM can be looked after: the repository, or the region, can't be asked
+                turn.at_s = self._clock.monotonic_s() + self._pause_s(turn, cloud, err)
+                log.error("cloud=%s failed code=%d: %s; remedy: %s", cloud.name, err.code, err, err.remedy)
+            else:
+                turn.failures = 0
+
+    def _aws_of(self, cloud: CloudSettings) -> "Aws":
+        """The connections to a region; kept, since making them costs more than using them."""
+        from drsync.target.ec2.aws import Aws, CloudOptions  # noqa: PLC0415 - most hosts have no [[cloud]]
+
+        return self._regions.setdefault(cloud.region, Aws(CloudOptions(region=cloud.region)))
 
     def _look_after(self, session: Session, cloud: CloudSettings, aws: "Aws") -> None:
-        from drsync.recovery.cloud.pilot import PilotLight  # noqa: PLC0415 - as in `round`
-        from drsync.target.ec2.snapshot import Snapshots  # noqa: PLC0415 - as in `round`
+        from drsync.recovery.cloud.pilot import PilotLight  # noqa: PLC0415 - as in `_aws_of`
+        from drsync.target.ec2.snapshot import Snapshots  # noqa: PLC0415 - as in `_aws_of`
 
         pace = TokenBucket(session.config.limits.cloud, self._clock)
         light = PilotLight(session, aws, Snapshots(aws, self._clock, pace=pace, sleep=self._sleep), keep=cloud.keep)
@@ -111,14 +121,18 @@ class CloudKeeper:
             if self._clock.monotonic_s() >= turn.at_s:
                 self._one(light, cloud, vm, turn)
 
+    def _pause_s(self, turn: _Turn, cloud: CloudSettings, err: DrsyncError) -> float:
+        """How long to wait after a failure: longer from one to the next, and longest if a retry hardly helps."""
+        turn.failures += 1
+        wait_s = min(self._retry_s[0] * 2.0 ** min(turn.failures - 1, 16), self._retry_s[1])
+        return wait_s if err.retryable else max(wait_s, min(cloud.interval_s, self._retry_s[1]))
+
     def _one(self, light: "PilotLight", cloud: CloudSettings, vm: str, turn: _Turn) -> None:
         try:
             if light.is_due(vm, cloud.interval_s):
                 _tell(cloud, light.sync(vm, _Watched(self._stopped)))
         except DrsyncError as err:
-            turn.failures += 1
-            wait_s = min(self._retry_s[0] * 2 ** (turn.failures - 1), self._retry_s[1])
-            wait_s = wait_s if err.retryable else max(wait_s, min(cloud.interval_s, self._retry_s[1]))
+            wait_s = self._pause_s(turn, cloud, err)
             turn.at_s = self._clock.monotonic_s() + wait_s
             again = format_duration(wait_s)
             log.error(
