@@ -67,7 +67,7 @@ def _show(app: App, plan: CloudPlan, outcome: CloudOutcome | None) -> None:
     if app.as_json:
         render.document(views.cloud_recovery(plan, outcome))
         return
-    did = "would restore" if outcome is None else "restored"
+    did = "would restore" if outcome is None else "found" if outcome.was_there else "restored"
     when = f"{plan.point.time:%Y-%m-%d %H:%M:%S}Z"
     point = f"point {plan.point.number} of {when} ({plan.point.consistency}-consistent)"
     kind = plan.instance_type.name if plan.instance_type is not None else "no type"
@@ -92,7 +92,8 @@ def _source(plan: CloudPlan, name: str, outcome: CloudOutcome | None) -> str:
     if disk.existing is not None:
         return f"{snapshot}snapshot {disk.existing.id} has it already" if not snapshot else f"{snapshot}was there"
     over = f" over snapshot {disk.parent.id}" if disk.parent is not None else ""
-    return f"{snapshot}{format_size(disk.put_bytes)} to write{over}"
+    did = "to write" if outcome is None else "of blocks"
+    return f"{snapshot}{format_size(disk.put_bytes)} {did}{over}"
 
 
 def _show_outcome(outcome: CloudOutcome) -> None:
