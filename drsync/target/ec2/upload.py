@@ -17,6 +17,7 @@ import base64
 import hashlib
 import io
 import logging
+import os
 import re
 import time
 from collections import deque
@@ -104,7 +105,7 @@ class Tuning:
 
     part_bytes: int = LEAST_PART_BYTES
     parallel: int = 4
-    deflate_workers: int = 4
+    deflate_workers: int = field(default_factory=lambda: min(8, max(2, os.cpu_count() or 2)))
     journal_every_s: float = JOURNAL_EVERY_S
     poll_first_s: float = 5.0
     poll_longest_s: float = 30.0
