@@ -267,7 +267,6 @@ def _setup(scope: Scope) -> list[Document]:
         "iam:PutRolePolicy",
     ]
     return [
-        _allow("WhoAmI", ["sts:GetCallerIdentity"], ["*"]),
         _allow("Bucket", buckets, [scope.images]),
         _allow("Role", roles, [scope.import_role_arn]),
     ]

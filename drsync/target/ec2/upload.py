@@ -17,20 +17,22 @@ import base64
 import hashlib
 import io
 import logging
+import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from drsync.errors import CloudError, CloudNotFound, CloudRefused, ImageUnfit
+from drsync.errors import CloudDenied, CloudError, CloudNotFound, CloudRefused, ImageUnfit, ImportNotSetUp
 from drsync.model import BLOCK_SIZE, Clock, NoPace, NoProgress, Pace, Progress
 from drsync.target.ec2.aws import Aws
+from drsync.target.ec2.role import account_of
 from drsync.target.ec2.vmdk import SECTOR, ImageTooLarge, Position, VmdkStream
 from drsync.units import GiB, MiB, TiB
 
@@ -103,7 +105,7 @@ class Tuning:
 
     part_bytes: int = LEAST_PART_BYTES
     parallel: int = 4
-    deflate_workers: int = 4
+    deflate_workers: int = field(default_factory=lambda: min(8, max(2, os.cpu_count() or 2)))
     journal_every_s: float = JOURNAL_EVERY_S
     poll_first_s: float = 5.0
     poll_longest_s: float = 30.0
@@ -180,14 +182,20 @@ class ImageUpload:
 
         Raises:
             ImageUnfit: VM Import can't take such a disk.
+            ImportNotSetUp: the bucket is missing, somebody else's, or may not be written.
             CloudError: AWS failed or refused; nothing of the upload is left, unless it is to be kept.
         """
         if self._disk.size_bytes >= MAX_DISK_BYTES:
             raise ImageUnfit(disk=self._disk.name, problem="VM Import takes images below 16 TiB")
-        if self._is_there():
-            return self._key
-        if not self._resume():
-            self._begin()
+        try:
+            if self._is_there():
+                return self._key
+            if not self._resume():
+                self._begin()
+        except (CloudDenied, CloudNotFound) as err:
+            place = f"s3://{self._place.bucket}/{self._key}"
+            problem = f"can't write {place} ({err.fields['operation']}: {err.fields['problem']})"
+            raise ImportNotSetUp(region=self._aws.region, bucket=self._place.bucket, problem=problem) from err
         try:
             self._send(read)
             self._complete()
@@ -235,12 +243,17 @@ class ImageUpload:
         return found
 
     def _begin(self) -> None:
-        """Begin a new upload; what an earlier one has left is aborted."""
-        discard(self._aws, self._place, self._disk.name)
+        """Begin a new upload; what an earlier one has left is aborted.
+
+        A disk, not encrypted by drsync, never goes into somebody else's bucket, whatever that one allows.
+        """
+        owner = account_of(self._aws)
+        remove_image(self._aws, self._place, self._disk.name)
         with self._aws.translated("CreateMultipartUpload"):
             self._state.upload_id = self._aws.s3.create_multipart_upload(
                 Bucket=self._place.bucket,
                 Key=self._key,
+                ExpectedBucketOwner=owner,
                 ChecksumAlgorithm="SHA256",
                 ContentType="application/octet-stream",
                 Metadata={_IDENTITY: self._disk.identity},
@@ -257,10 +270,12 @@ class ImageUpload:
         )
         self._progress.start("upload", max(self._disk.data_bytes, start.data_blocks * BLOCK_SIZE))
         self._progress.advance(start.data_blocks * BLOCK_SIZE)
-        pieces = stream.pieces(read(start.next_block))
         parallel = max(1, min(self._tuning.parallel, _HELD_BYTES // self._state.part_bytes))
         waiting: deque[tuple[Future[_Part], Position]] = deque()
-        with ThreadPoolExecutor(parallel, thread_name_prefix="image-upload") as workers:
+        with (
+            closing(stream.pieces(read(start.next_block))) as pieces,
+            ThreadPoolExecutor(parallel, thread_name_prefix="image-upload") as workers,
+        ):
             try:
                 number = len(self._state.parts)
                 for data, position in self._parts(stream, pieces):

@@ -18,7 +18,7 @@ The same blocks make the same bytes. So an upload can go on where it was: `Posit
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -103,8 +103,10 @@ class VmdkStream:
             grains=dict(self._grains),
         )
 
-    def pieces(self, blocks: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
+    def pieces(self, blocks: Iterable[tuple[int, bytes]]) -> Generator[bytes, None, None]:
         """The rest of the image, in pieces of about 1 MiB or less; the last one has all that is behind the grains.
+
+        Close it if it is not read to its end: that ends its threads.
 
         Raises:
             ValueError: the blocks are not in order, or not the disk's.

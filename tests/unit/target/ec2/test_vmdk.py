@@ -156,7 +156,7 @@ def test_any_disk_comes_back_from_its_image_also_when_it_was_written_in_two_goes
     pieces = first.pieces(in_order)
     begun = b"".join(islice(pieces, cut_after + 1))
     position = first.position
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     if begun == whole:
         return
     rest = VmdkStream(size_bytes, "test", start=position)
