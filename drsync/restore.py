@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -115,12 +116,11 @@ class _Restore:
     def __init__(
         self, objects: VmObjects, image: PointImage, disk: DiskMeta, target: DiskWriter, progress: Progress
     ) -> None:
-        self._objects = objects
+        self._reader = BlockReader(objects, disk)
         self._image = image
         self._disk = disk
         self._target = target
         self._progress = progress
-        self._binding = disk_binding(objects.repository_id, disk.name)
 
     def run(self) -> None:
         pending: deque[Future[None]] = deque()
@@ -151,13 +151,34 @@ class _Restore:
         return (len(blocks) - 1) * BLOCK_SIZE + block_length(int(blocks[-1]), self._disk.size_bytes)
 
     def _fetch(self, fetch: Fetch) -> None:
-        data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
-        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id))
-        frames = list(zip(fetch.blocks.tolist(), fetch.offsets.tolist(), fetch.lengths.tolist(), strict=True))
+        opened = self._reader.read(fetch)
         for start, end in _neighbours(fetch.positions):
-            plain = [self._open(opener, fetch, data, *frame) for frame in frames[start:end]]
+            plain = [block for _, block in islice(opened, end - start)]
             self._target.write(int(fetch.positions[start]), plain)
             self._progress.advance(sum(map(len, plain)))
+
+
+class BlockReader:
+    """Reads the blocks of one disk of a point, each authenticated. May be used from several threads."""
+
+    def __init__(self, objects: VmObjects, disk: DiskMeta) -> None:
+        self._objects = objects
+        self._disk = disk
+        self._binding = disk_binding(objects.repository_id, disk.name)
+
+    def read(self, fetch: Fetch) -> Iterator[tuple[int, bytes]]:
+        """Number and content of the blocks of one request, in its order; each is opened when it is asked for.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: a frame can't be had as it was written.
+            StoreError: reading failed.
+        """
+        data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
+        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id))
+        for block, offset, length in zip(
+            fetch.blocks.tolist(), fetch.offsets.tolist(), fetch.lengths.tolist(), strict=True
+        ):
+            yield block, self._open(opener, fetch, data, block, offset, length)
 
     def _open(self, opener: FrameOpener, fetch: Fetch, data: memoryview, block: int, offset: int, length: int) -> bytes:
         start = offset - fetch.start

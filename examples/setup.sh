@@ -21,7 +21,7 @@ packages=(
 dev_packages=(
     shellcheck
     libvirt-daemon-system libvirt-clients # tests start libvirtds of their own
-    swtpm swtpm-tools ovmf                # domains with a TPM, and with UEFI
+    swtpm swtpm-tools ovmf syslinux-efi   # domains with a TPM, and with UEFI
 )
 commands=(
     qemu-system-x86_64 qemu-storage-daemon qemu-img qemu-io qemu-nbd

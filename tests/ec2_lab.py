@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -133,16 +134,27 @@ class Cloud:
 
 def connect(endpoint_url: str, account: str) -> Cloud:
     """The clients of an account. They don't retry: a test sees each answer."""
-    session = boto3.session.Session(
-        aws_access_key_id=account, aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"], region_name=REGION
-    )
     config = Config(retries={"total_max_attempts": 1})
     made: dict[str, Any] = {
-        name: session.client(name, endpoint_url=endpoint_url, config=config) for name in ("ebs", "ec2", "s3", "iam")
+        name: _session().client(
+            name,
+            aws_access_key_id=account,
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            region_name=REGION,
+            endpoint_url=endpoint_url,
+            config=config,
+        )
+        for name in ("ebs", "ec2", "s3", "iam")
     }
     for name in ("ebs", "ec2"):
         made[name].meta.events.register(f"after-call.{name}", _check_answer)
     return Cloud(endpoint_url=endpoint_url, account=account, **made)
+
+
+@cache
+def _session() -> "boto3.session.Session":
+    """One for all accounts: EC2's model takes a second to read."""
+    return boto3.session.Session()
 
 
 def wait_for(look: Callable[[], T], until: Callable[[T], bool], timeout_s: float = 30.0) -> T:

@@ -7,12 +7,13 @@
 Blocks are kept as {number: bytes}; what is not in there is zeros. So disks may be large.
 """
 
+import errno
 import hashlib
 import os
 import random
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,7 @@ class ShippedVm:
         root: RootKey | None = None,
         repository: Repository | None = None,
         vm: str = "web",
+        definition: Mapping[str, object] | None = None,
     ) -> None:
         self._directory = directory
         self.store = store or (repository.store if repository else MemoryStore(FakeClock()))
@@ -220,6 +222,7 @@ class ShippedVm:
             repository = open_repository(self.store, self.root, "key")
         self.repository = repository
         self.vm = vm
+        self.definition = dict(definition or {"machine": "q35"})
         self.log = Log(repository.vm(vm))
         self.disks: dict[str, OracleDisk] = {}
         self.points: dict[int, dict[str, OracleDisk]] = {}
@@ -329,7 +332,7 @@ class ShippedVm:
             consistency=Consistency.CRASH,
             send_all=not step.compare,
             disks=disks,
-            definition={"machine": "q35"},
+            definition=self.definition,
         )
         return spooled, layers
 
@@ -395,7 +398,20 @@ def read_raw(path: Path) -> OracleDisk:
     """What a raw image holds; its holes are not read."""
     disk = OracleDisk(path.stat().st_size)
     with path.open("rb") as file:
-        for number in range(block_count(disk.size_bytes)):
-            file.seek(number * BLOCK_SIZE)
-            disk.put(number, file.read(BLOCK_SIZE))
+        for number in _blocks_with_data(file.fileno(), disk.size_bytes):
+            disk.put(number, os.pread(file.fileno(), BLOCK_SIZE, number * BLOCK_SIZE))
     return disk
+
+
+def _blocks_with_data(fd: int, size_bytes: int) -> Iterator[int]:
+    at = 0
+    while at < size_bytes:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno != errno.ENXIO:  # nothing but a hole is left
+                raise
+            return
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        at = -(-at // BLOCK_SIZE) * BLOCK_SIZE
+        yield from range(start // BLOCK_SIZE, at // BLOCK_SIZE)

@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "verify": "drsync.cli.verify",
     "status": "drsync.cli.status",
     "daemon": "drsync.cli.daemon",
+    "cloud": "drsync.cli.cloud",
     "key": "drsync.cli.key",
 }
 """The commands, in the order of `drsync --help`, and the module that has each as `command`."""

@@ -15,6 +15,7 @@ from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
 from drsync.pace import TokenBucket
+from drsync.recovery.cloud.keeper import CloudKeeper
 from drsync.repository import open_repository
 from drsync.session import Session
 from drsync.systemd import Notifier
@@ -23,20 +24,35 @@ _LOGGER = logging.getLogger(__name__)
 
 LETTING_GO_S = 15.0
 """As long as the default limit of a frozen guest, and a bit; less than what systemd waits beyond `stop_timeout`."""
+STOP_CLOUD_S = 5.0
+"""As long as a block takes that is on its way to AWS; what comes after goes on with the next start."""
 REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGHUP: Request.RELOAD}
 
 
 @click.command("daemon")
+@click.option(
+    "--role",
+    type=click.Choice(["host", "cloud"]),
+    default="host",
+    show_default=True,
+    help="host = capture VMs; cloud = only bring points to AWS, beside the bucket.",
+)
 @pass_app
-def command(app: App) -> None:
+def command(app: App, role: str) -> None:
     """Capture every VM on its RPO until told to stop.
 
     Stays in the foreground and logs one line an outcome to stderr. SIGTERM lets
     running captures finish, SIGHUP reads the configuration again
-    (examples/drsync.service).
+    (examples/drsync.service). With [[cloud]], the newest points are also kept in AWS.
     """
     app.set_up_logging(least=1)
     config = app.config()
+    if role == "cloud":
+        from drsync.cli.daemon_cloud import run_cloud_role  # noqa: PLC0415 - hosts need not have it
+
+        _reach(config, app)
+        run_cloud_role(app, config)
+        return
     session = Session(config, app.clock)
     session.guests.let_go()
     session.end_dead_reading()
@@ -51,7 +67,11 @@ def command(app: App) -> None:
     )
     for number, request in REQUESTS.items():
         signal.signal(number, _asking(daemon, request))
-    if not daemon.run():
+    keeper = CloudKeeper(lambda: daemon.config, app.clock)
+    keeper.start()
+    finished = daemon.run()
+    keeper.stop(STOP_CLOUD_S)
+    if not finished:
         wait_for_guests(daemon.config, app)
         # Its threads wait for QEMU or the store; joining them, as the interpreter would, could take for ever.
         logging.shutdown()

@@ -31,7 +31,12 @@ _PLAIN_WIDTH: Final = 10_000
 
 def document(value: object) -> None:
     """Print the one JSON document of a command."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A value as JSON that people can read, too."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def line(text: str = "") -> None:

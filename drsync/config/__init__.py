@@ -12,6 +12,7 @@ from typing import Final
 
 from drsync.config.reading import load_config, parse_config
 from drsync.config.settings import (
+    CloudSettings,
     Config,
     DaemonSettings,
     LibvirtSource,
@@ -29,6 +30,7 @@ DEFAULT_PATH: Final = Path("/etc/drsync/drsync.toml")
 
 __all__ = [
     "DEFAULT_PATH",
+    "CloudSettings",
     "Config",
     "DaemonSettings",
     "LibvirtSource",

@@ -137,6 +137,18 @@ def read_uri(value: object) -> str:
     return text
 
 
+def read_names(value: object) -> Sequence[str]:
+    """A list of names of VMs; may be empty."""
+    return tuple(read_name(name) for name in read_texts(value))
+
+
+def read_keep(value: object) -> int:
+    """How many of something are kept."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1000:
+        raise ValueError(f"{shown(value)} is not a number from 1 to 1000")
+    return value
+
+
 def read_texts(value: object) -> Sequence[str]:
     """A list of texts; may be empty."""
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):

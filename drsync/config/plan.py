@@ -13,12 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
-from drsync.config.key import Key, read_duration, read_name, read_parallel, read_path, read_text, shown
+from drsync.config.key import Key, read_duration, read_name, read_parallel, read_path, read_text, read_texts, shown
 from drsync.config.table import TableReading, names_of
 from drsync.errors import PlanInvalid
 
 T = TypeVar("T")
 
+BOOT_MODES: Final = ("legacy-bios", "uefi")
 MAX_PLAN_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -87,6 +88,25 @@ def read_networks(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
+def read_tag_table(value: object) -> Mapping[str, str]:
+    """Tags of a user's own."""
+    if not isinstance(value, dict):
+        raise ValueError(f'{shown(value)} is not a table; write for example {{ team = "dr" }}')  # noqa: TRY004  one kind of error for every bad value
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{key} = {shown(text)} is not a tag; write its value in quotes")  # noqa: TRY004  as above
+        if key.lower().startswith(("aws:", "drsync:")) or key == "Name":
+            raise ValueError(f"the tag {key} is kept for others")
+    return dict(value)
+
+
+def read_boot_mode(value: object) -> str:
+    """How an instance boots, in EC2's words."""
+    if value not in BOOT_MODES:
+        raise ValueError(f"{shown(value)} is not a boot mode; use {' or '.join(map(shown, BOOT_MODES))}")
+    return str(value)
+
+
 def read_point(value: object) -> int:
     """A point's number."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -140,7 +160,7 @@ class LibvirtSite:
             name="target",
             parse=read_target,
             required=True,
-            meaning='What the site is: `"libvirt"`, or `"ec2"`, which is checked but not restored to yet.',
+            meaning='What the site is: `"libvirt"` or `"ec2"`.',
             why="Each target has keys of its own.",
         ),
     ]
@@ -197,7 +217,7 @@ class LibvirtSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ec2Site:
-    """`target = "ec2"`: reserved, so that one file serves both kinds of sites."""
+    """`target = "ec2"`: a region of AWS. Credentials are found as the AWS tools find them."""
 
     target: Annotated[
         str,
@@ -213,8 +233,48 @@ class Ec2Site:
             name="networks",
             parse=read_networks,
             default={},
-            meaning="Old network = subnet id.",
-            why="Subnets have ids, so nothing can be guessed.",
+            meaning='Old network, bridge or device = subnet id (`"*"` = all others). The VM\'s first one decides.',
+            why="Left out: the default VPC, if the region has one.",
+        ),
+    ]
+    security_groups: Annotated[
+        Sequence[str],
+        Key(
+            name="security_groups",
+            parse=read_texts,
+            default=[],
+            meaning="The security groups' ids.",
+            why="Left out: the VPC's default group, which lets nobody in from outside.",
+        ),
+    ]
+    families: Annotated[
+        Sequence[str],
+        Key(
+            name="families",
+            parse=read_texts,
+            default=[],
+            meaning="Families of instance types to choose from, between equals the first.",
+            why="Left out: m7i, m6i, m5, c7i, c6i, c5, r7i, r6i, r5: current, not burstable, without local disks.",
+        ),
+    ]
+    keep_ip: Annotated[
+        bool,
+        Key(
+            name="keep_ip",
+            parse=read_flag,
+            default=False,
+            meaning="Whether instances get the addresses that the VMs' definitions gave them.",
+            why="It needs subnets with the same addresses as the old site.",
+        ),
+    ]
+    tags: Annotated[
+        Mapping[str, str],
+        Key(
+            name="tags",
+            parse=read_tag_table,
+            default={},
+            meaning="Tags on all that is made.",
+            why="drsync's own tags are there anyway.",
         ),
     ]
 
@@ -253,8 +313,8 @@ class Wave:
             name="wait",
             parse=read_wait,
             default="running",
-            meaning='When its VMs count as up: `"running"`, `"agent"` (the guest agent answers), `"tcp:PORT"` on the '
-            'guest\'s own address, `"tcp:HOST:PORT"`.',
+            meaning='When its VMs count as up: `"running"`, `"agent"` (the guest agent answers; on EC2: its status '
+            'checks have passed), `"tcp:PORT"` on the guest\'s own address, `"tcp:HOST:PORT"`.',
             why=_WAIT_WHY,
         ),
     ]
@@ -276,7 +336,12 @@ class VmOverride:
 
     name: Annotated[
         str | None,
-        Key(name="name", parse=read_text, meaning="The domain's new name: a copy.", why="Left out: as it was."),
+        Key(
+            name="name",
+            parse=read_text,
+            meaning="The domain's new name: a copy; on EC2, the instance's.",
+            why="Left out: as it was.",
+        ),
     ]
     point: Annotated[
         int | None,
@@ -303,6 +368,38 @@ class VmOverride:
             default={},
             meaning="Networks that are mapped otherwise than the site's.",
             why="Left out: as the site says.",
+        ),
+    ]
+    instance_type: Annotated[
+        str | None,
+        Key(
+            name="instance_type",
+            parse=read_text,
+            meaning="EC2: its type.",
+            why="Left out: the cheapest of the site's families that has the VM's processors and memory.",
+        ),
+    ]
+    boot_mode: Annotated[
+        str | None,
+        Key(
+            name="boot_mode",
+            parse=read_boot_mode,
+            meaning='EC2: `"legacy-bios"` or `"uefi"`.',
+            why="Left out: as the point tells.",
+        ),
+    ]
+    private_ip: Annotated[
+        str | None,
+        Key(name="private_ip", parse=read_text, meaning="EC2: its address.", why="Left out: one that is free."),
+    ]
+    security_groups: Annotated[
+        Sequence[str],
+        Key(
+            name="security_groups",
+            parse=read_texts,
+            default=[],
+            meaning="EC2: its security groups, instead of the site's.",
+            why="Left out: the site's.",
         ),
     ]
     wait: Annotated[

@@ -11,6 +11,7 @@ from drsync.config.key import shown
 from drsync.config.settings import (
     SOURCES,
     TABLES,
+    CloudSettings,
     Config,
     DaemonSettings,
     LibvirtSource,
@@ -97,6 +98,7 @@ class _Reading(TableReading):
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
         self._check_groups(vms, protects)
+        clouds = self._clouds(document.get("cloud", []))
         if repository is None or spool is None or limits is None or daemon is None:
             return None
         self._check_s3_only(repository)
@@ -107,6 +109,7 @@ class _Reading(TableReading):
             limits=limits,
             vms=vms,
             protects=protects,
+            clouds=clouds,
             daemon=daemon,
         )
 
@@ -169,10 +172,19 @@ class _Reading(TableReading):
         read = [self.table(f"[[protect]] number {n}", ProtectSettings, table) for n, table in enumerate(tables, 1)]
         return tuple(protect for protect in read if protect is not None)
 
-    def _check_unique(self, key: str, values: Sequence[str]) -> None:
+    def _clouds(self, tables: object) -> tuple[CloudSettings, ...]:
+        if not isinstance(tables, list):
+            self.problems.append("cloud is not a list of tables; write [[cloud]], with two brackets")
+            return ()
+        read = [self.table(f"[[cloud]] number {n}", CloudSettings, table) for n, table in enumerate(tables, 1)]
+        clouds = tuple(cloud for cloud in read if cloud is not None)
+        self._check_unique("name", [cloud.name for cloud in clouds], table="cloud")
+        return clouds
+
+    def _check_unique(self, key: str, values: Sequence[str], *, table: str = "vm") -> None:
         for value in sorted({value for value in values if values.count(value) > 1}):
             self.problems.append(
-                f"[[vm]]: {key} = {shown(value)} stands {values.count(value)} times; it must be unique"
+                f"[[{table}]]: {key} = {shown(value)} stands {values.count(value)} times; it must be unique"
             )
 
     def _vm(self, number: int, table: object) -> VmSettings | None:

@@ -16,7 +16,9 @@ from drsync.config.key import (
     read_at_least_1s,
     read_disks,
     read_endpoint_url,
+    read_keep,
     read_name,
+    read_names,
     read_parallel,
     read_path,
     read_rate,
@@ -136,6 +138,16 @@ class LimitsSettings:
             why="Reading waits for the line, which is mostly slower than the disks.",
         ),
     ]
+    cloud: Annotated[
+        Rate,
+        Key(
+            name="cloud",
+            parse=read_rate,
+            default="unlimited",
+            meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
+            why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +246,9 @@ RpoKey = Annotated[
         name="rpo",
         parse=read_at_least_1s,
         default="5m",
-        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s.",
+        meaning="Recovery point objective: how much of the newest work a disaster may cost. At least 1s. The daemon "
+        "captures so often that no point gets older before the next one is in the repository: it measures how long "
+        "that takes.",
         why="A capture reads only what changed, so this often costs a guest nothing that it would notice.",
     ),
 ]
@@ -389,6 +403,56 @@ class ProtectSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CloudSettings:
+    """`[[cloud]]`: the newest points wait in AWS as EBS snapshots."""
+
+    name: Annotated[
+        str,
+        Key(
+            name="name",
+            parse=read_name,
+            required=True,
+            meaning="Its name here: `drsync cloud sync --cloud NAME`.",
+            why="There can be several regions.",
+        ),
+    ]
+    region: Annotated[
+        str | None,
+        Key(name="region", parse=read_text, meaning="The AWS region.", why="Left out: that of the environment."),
+    ]
+    vms: Annotated[
+        Sequence[str],
+        Key(
+            name="vms",
+            parse=read_names,
+            default="[]",
+            meaning="Which VMs, by their names in the repository; `[]` = all that it has.",
+            why="Who forgets one would miss it when it is too late.",
+        ),
+    ]
+    interval_s: Annotated[
+        float,
+        Key(
+            name="interval",
+            parse=read_at_least_1s,
+            default="1h",
+            meaning="How often a VM's newest point is brought to AWS, if there is a new one. At least 1s.",
+            why="Every 512 KiB that changed are a request that costs; the repository has the points in between.",
+        ),
+    ]
+    keep: Annotated[
+        int,
+        Key(
+            name="keep",
+            parse=read_keep,
+            default=2,
+            meaning="How many points of a VM stay in AWS, 1 to 1000.",
+            why="One that can be used while the next one is written, and one before it.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
     """`[daemon]`: the scheduler."""
 
@@ -443,6 +507,7 @@ class Config:
     limits: LimitsSettings
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
+    clouds: Sequence[CloudSettings]
     daemon: DaemonSettings
 
 
@@ -460,6 +525,7 @@ TABLES: Final = {
     "limits": LimitsSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
+    "cloud": CloudSettings,
     "daemon": DaemonSettings,
 }
-"""The file's tables; `vm` and `protect` are lists. `[[vm]]` also takes the keys of its source."""
+"""The file's tables; `vm`, `protect` and `cloud` are lists. `[[vm]]` also takes the keys of its source."""

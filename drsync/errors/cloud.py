@@ -60,3 +60,86 @@ class CloudMisconfigured(CloudError):
     code = 105
     template = "can't reach AWS as configured: {problem}"
     remedy_template = "aws configure list   (or say --region, and see that AWS_ENDPOINT_URL is not set by mistake)"
+
+
+class CantRunInCloud(CloudError):
+    """The VM can't become an instance as it is, or as it was asked for; nothing was made."""
+
+    code = 106
+    template = "VM {vm} can't come up in {region}: {problem}"
+    remedy_template = "drsync restore {vm} --to ec2 --dry-run   (lists all; docs/ec2.md explains)"
+
+
+class SnapshotFailed(CloudError):
+    """AWS does not have in a snapshot what was written; the snapshot is of no use."""
+
+    code = 107
+    retryable = True
+    template = "snapshot {snapshot} in {region} is not what was written: {problem}"
+    remedy_template = "run the same command again: the snapshot is made anew"
+
+
+class InstanceNotUp(CloudError):
+    """The instance is there, and does not run or does not pass EC2's checks; it was left as it is."""
+
+    code = 108
+    template = "instance {instance} in {region} is not up: {problem}"
+    remedy_template = "aws ec2 get-console-output --latest --region {region} --instance-id {instance} --output text"
+
+
+class CloudLeftovers(CloudError):
+    """What was made can't be removed; it goes on costing."""
+
+    code = 109
+    retryable = True
+    template = "{problem}; left behind in {region}: {left}"
+    remedy_template = "{commands}"
+
+
+class ImportFailed(CloudError):
+    """VM Import gave a task up; what it made is gone. `fields["message"]` is AWS's own message."""
+
+    code = 110
+    template = "VM Import gave up {task} in {region}: {message}"
+    remedy_template = "{advice}"
+
+
+class GuestNotImportable(CloudError):
+    """VM Import can't convert this guest: its system, kernel, boot loader or partitions; the same task fails again."""
+
+    code = 111
+    template = "VM Import can't convert the guest ({task} in {region}): {message}"
+    remedy_template = "{advice}"
+
+
+class ImportNotSetUp(CloudError):
+    """The role, the bucket or a policy that VM Import needs is missing or wrong."""
+
+    code = 112
+    template = "VM Import is not set up in {region}: {problem}"
+    remedy_template = "drsync cloud setup --bucket {bucket} --check   (--apply mends what it may)"
+
+
+class ImportCancelled(CloudError):
+    """Somebody else cancelled the task, or an answer that it ended well never came."""
+
+    code = 113
+    template = "{task} in {region} was cancelled"
+    remedy_template = "run the same command again: a new task is begun"
+
+
+class ImportTimeout(CloudError):
+    """The task goes on longer than we wait; it was cancelled, or left to itself with --keep-on-error."""
+
+    code = 114
+    retryable = True
+    template = "{task} in {region} did not end within {waited}; last it said: {message}"
+    remedy_template = "aws ec2 {describe} --region {region} --import-task-ids {task}"
+
+
+class ImageUnfit(CloudError):
+    """The disk can't be sent as an image that VM Import takes."""
+
+    code = 115
+    template = "disk {disk} can't go through VM Import: {problem}"
+    remedy_template = "use --via ebs instead of --via vm-import: it takes disks of any content up to 64 TiB"

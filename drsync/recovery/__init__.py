@@ -9,6 +9,8 @@ request.py   what is asked for, and what a plan of it is
 origin.py    what the point knows of its VM
 planning.py  from the one to the other; writes nothing
 recover.py   does what was planned, or undoes it
-waves.py     several VMs in order, each until it is up
+waves.py     several VMs in order, each until it is up, on a site
+site.py      the contract of a site; libvirt_site.py is a host, cloud/site.py a region
+cloud/       a point comes up as an EC2 instance instead
 report.py    what came up, when, and how much was lost
 """

@@ -1,7 +1,7 @@
 """Waits until a guest is up: its agent answers, or a port of its is open."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from drsync.config.plan import Wait, WaitFor
@@ -55,10 +55,15 @@ def _port_is_closed(host: LibvirtHost, uuid: str, wait: Wait) -> str:
     addresses = [wait.host] if wait.host else host.addresses(uuid)
     if not addresses:
         return "its address is not known (write it in the plan: tcp:HOST:PORT)"
+    return closed(addresses, wait.port)
+
+
+def closed(addresses: Sequence[str], port: int) -> str:
+    """Why nobody can be reached at a port of any of these addresses; empty if somebody can."""
     for address in addresses:
         try:
-            socket.create_connection((address, wait.port), timeout=_CONNECT_TIMEOUT_S).close()
+            socket.create_connection((address, port), timeout=_CONNECT_TIMEOUT_S).close()
         except OSError:
             continue
         return ""
-    return f"nobody listens at port {wait.port} of {', '.join(addresses)}"
+    return f"nobody listens at port {port} of {', '.join(addresses)}"

@@ -59,7 +59,9 @@ class Guest:
         controller: Literal["virtio-blk-pci", "nvme"] = "virtio-blk-pci",
         iothread: bool = False,
         memory_mib: int = 256,
+        firmware: Path | None = None,
     ) -> None:
+        """`firmware` is what boots it, for example OVMF; None: QEMU's BIOS."""
         self.directory = directory
         self.disks = tuple(disks)
         self.boots = 0
@@ -69,6 +71,7 @@ class Guest:
         self.qmp_socket = self._sockets / "drsync.qmp"
         self.agent_socket = self._sockets / "agent"
         self._command = _qemu_command(self, controller=controller, iothread=iothread, memory_mib=memory_mib)
+        self._command += ["-bios", str(firmware)] if firmware is not None else []
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
         self._control: QmpSocket | None = None

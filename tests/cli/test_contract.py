@@ -75,7 +75,12 @@ REPORTING = [words for words in LEAVES if words != ("daemon",)]
 @pytest.mark.parametrize("first", [True, False])
 def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...], first: bool, cli: Cli) -> None:
     cli.config.unlink()
-    arguments = {"capture": ["web"], "restore": ["web", "--to", "image", "--output", "out"]}.get(words[0], [])
+    needed = {
+        "capture": ["web"],
+        "cloud setup": ["--bucket", "images"],
+        "restore": ["web", "--to", "image", "--output", "out"],
+    }
+    arguments = needed.get(" ".join(words), [])
     done = cli.run("--json", *words, *arguments) if first else cli.run(*words, *arguments, "--json")
     assert done.code == 10
     document = done.json

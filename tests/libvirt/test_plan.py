@@ -229,7 +229,7 @@ def test_the_example_runs(run: Run, host: LibvirtSite) -> None:
     run.path.write_text(text.replace('wait = "tcp:443"', 'wait = "running"'))
     assert run.states("--site", "standby", "--dry-run") == dict.fromkeys(VMS, "checked")
     assert run.states("--site", "standby") == dict.fromkeys(VMS, "up")
-    assert "can't be restored to yet" in run.text("--site", "cloud", code=18)
+    assert "Unable to locate credentials" in run.text("--site", "cloud", code=101)  # those for AWS
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_example_runs(run: Run, host: LibvirtSite) -> None:
         (["restore", "--plan", "p", "--start"], "--start belongs to --to libvirt"),
         (["restore", "--plan", "p", "--point", "1"], "--point belongs to --to image or --to libvirt"),
         (["restore", "--to", "libvirt"], "missing argument 'VM'"),
-        (["restore", "web"], "missing option '--to'. Choose from: image, libvirt (or give --plan)"),
+        (["restore", "web"], "missing option '--to'. Choose from: image, libvirt, ec2 (or give --plan)"),
         (["restore", "web", "--to", "image"], "missing option '--output': the directory for the images"),
         (["restore", "web", "--to", "libvirt", "--pool", "p", "--disk-dir", "d"], "--pool and --disk-dir both choose"),
         (["restore", "web", "--to", "libvirt", "--network", "x"], "invalid value for '--network': 'x' is not OLD=NEW"),

@@ -1,6 +1,7 @@
 """An "instance" of LocalStack really boots: its volume, taken out, behind NVMe as EC2 would present it."""
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,18 @@ from drsync_localstack import volume_files
 from ec2_lab import BLOCK_BYTES, Cloud, wait_for
 from guest import Guest, GuestDisk
 from s3_lab import ROOT
+
+from drsync.model import BLOCK_SIZE, SystemClock
+from drsync.target.ec2.aws import Aws
+from drsync.target.ec2.import_task import (
+    DiskImport,
+    ImageImport,
+    ImageSource,
+    ImportPlace,
+    Tuning,
+    import_disk,
+    import_image,
+)
 
 pytestmark = [pytest.mark.localstack, pytest.mark.qemu]
 
@@ -88,6 +101,31 @@ def test_an_imported_guest_has_the_same_disk(
     disk = tmp_path / "instance.raw"
     volume_files.get(cloud.endpoint_url, launch(cloud, done["SnapshotId"]), disk)
     subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "raw", guest_raw, disk], check=True)
+
+
+def test_a_guest_that_drsync_imports_has_the_same_disk(cloud: Cloud, aws: Aws, guest_raw: Path, tmp_path: Path) -> None:
+    """Block by block as a VMDK through the bucket; and by ImportImage, whose AMI starts."""
+
+    def read(first: int) -> Iterator[tuple[int, bytes]]:
+        with guest_raw.open("rb") as file:
+            file.seek(first * BLOCK_SIZE)
+            yield from enumerate(iter(lambda: file.read(BLOCK_SIZE), b""), start=first)
+
+    cloud.make_role()
+    place = ImportPlace(bucket=f"import-{cloud.account}")
+    cloud.s3.create_bucket(Bucket=place.bucket)
+    size_bytes = guest_raw.stat().st_size
+    guest = DiskImport(name="guest-1-vda", size_bytes=size_bytes, data_bytes=size_bytes)
+    snapshot_id = import_disk(aws, place, guest, read, clock=SystemClock(), tuning=Tuning(poll_first_s=0.1))
+    disk = tmp_path / "instance.raw"
+    volume_files.get(cloud.endpoint_url, launch(cloud, snapshot_id), disk)
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "raw", guest_raw, disk], check=True)
+
+    source = ImageSource(size_bytes=size_bytes, snapshot_id=snapshot_id)
+    tuning = Tuning(poll_first_s=0.1)
+    made = import_image(aws, place, ImageImport(name="guest-1"), [source], clock=SystemClock(), tuning=tuning)
+    cloud.ec2.run_instances(ImageId=made.image_id, InstanceType="m5.large", MinCount=1, MaxCount=1)
+    assert not cloud.s3.list_objects_v2(Bucket=place.bucket).get("Contents")
 
 
 @pytest.mark.parametrize("case", ["no role", "no object", "wrong format", "known message"])

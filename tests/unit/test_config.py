@@ -117,7 +117,10 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "match = 'a'", '[repository]: unknown key "match"; it belongs to [[protect]]'),
         (REPOSITORY + "parallel = 2", '[repository]: unknown key "parallel"; it belongs to [daemon]'),
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
-        (REPOSITORY + "[zzzz]", 'unknown table or key "zzzz"; known: daemon, limits, protect, repository, spool, vm'),
+        (
+            REPOSITORY + "[zzzz]",
+            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, spool, vm',
+        ),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
         (REPOSITORY + VM + "consistency = 'full'", '[[vm]] "web": consistency: "full" is not known; use "crash" or'),

@@ -53,7 +53,7 @@ def test_the_example_shows_every_key_and_each_default_as_it_is() -> None:
     for key in all_keys():
         shown = re.findall(rf"^(?:# )?{key.name} = (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
         assert shown, key.name
-        if key.default not in (None, {}):
+        if key.default not in (None, {}, []):
             default = f'"{key.default}"' if isinstance(key.default, str) else str(key.default).lower()
             assert default in shown, key.name
 

@@ -2,6 +2,12 @@
 
 aws.py         one session: clients for a region, timeouts, the one retry layer
 aws_errors.py  what boto3 raises, in the words of drsync's error tree
+tags.py        how drsync knows its own in AWS
+snapshot.py    a disk's blocks become an EBS snapshot
+images.py      snapshots become an AMI
+instances.py   an AMI becomes an instance
+sizing.py      of which type
+network.py     and where
 
 Clients raise boto3's own exceptions; whoever calls them stands in `Aws.translated(operation)`,
 so that nothing foreign leaves this package.

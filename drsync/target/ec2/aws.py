@@ -1,12 +1,13 @@
 """One session with AWS: clients of a region, with timeouts and the one layer that tries again.
 
-botocore's "adaptive" mode is that layer: it repeats what is throttled, stalls or breaks, and holds
-the rate of requests below what AWS throttles, for all threads of a client together. Nobody above
-it repeats a request for these reasons. What is waited for above it are states: a snapshot that is
-not visible yet, one that is not complete yet (snapshot.py).
+botocore is that layer: it repeats what is throttled, stalls or breaks. For EBS direct in its "adaptive"
+mode, which also holds the rate of requests below what AWS throttles, for all threads together; the few
+requests to the other services in "standard" mode, since a single throttled one would slow "adaptive" down
+to one request in two seconds. Nobody above it repeats a request for these reasons. What is waited for above
+it are states: a snapshot that is not visible yet, one that is not complete yet (snapshot.py).
 
 An attempt ends after CONNECT_TIMEOUT_S without progress in sending, or READ_TIMEOUT_S without an
-answer; EBS_ATTEMPTS of them and their pauses stay within about 120 s. Paths to EBS direct from
+answer; ATTEMPTS of them and their pauses stay within about 120 s. Paths to EBS direct from
 outside AWS are known to stall for ever without such limits (awslabs/coldsnap#437).
 """
 
@@ -15,9 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3.session
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from drsync import __version__
@@ -37,7 +41,6 @@ READ_TIMEOUT_S: Final = 12.0
 """Until EBS direct answers: a block takes well below a second."""
 SLOW_READ_TIMEOUT_S: Final = 60.0
 """Until the other services answer: RunInstances takes seconds, a part of 64 MiB longer."""
-EBS_ATTEMPTS: Final = 6
 ATTEMPTS: Final = 6
 
 
@@ -62,6 +65,12 @@ class Call:
     service: str
     operation: str
     parameters: dict[str, Any]
+
+
+@cache
+def _models() -> botocore.loaders.Loader:
+    """AWS's service models as botocore ships them: EC2's takes half a second to read, once a process."""
+    return botocore.loaders.create_loader()
 
 
 class Aws:
@@ -159,7 +168,9 @@ class Aws:
     def _boto(self) -> boto3.session.Session:
         with self._lock:
             if self._session is None:
-                self._session = boto3.session.Session()
+                core = botocore.session.get_session()
+                core.register_component("data_loader", _models())
+                self._session = boto3.session.Session(botocore_session=core)
             return self._session
 
     def _client(self, service: str) -> Any:
@@ -181,7 +192,7 @@ class Aws:
     def _config(self, service: str) -> Config:
         is_ebs = service == "ebs"
         return Config(
-            retries={"total_max_attempts": EBS_ATTEMPTS if is_ebs else ATTEMPTS, "mode": "adaptive"},
+            retries={"total_max_attempts": ATTEMPTS, "mode": "adaptive" if is_ebs else "standard"},
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=self._options.read_timeout_s if is_ebs else SLOW_READ_TIMEOUT_S,
             max_pool_connections=self._options.connections,

@@ -19,6 +19,7 @@ from drsync_localstack.blocks import BLOCK_BYTES, ZERO_BLOCK
 
 SECTOR = 512
 PIECE_BYTES = 512 * 1024
+TABLE_PART = 4096  # entries of a table that are read at once
 MAX_DISK_BYTES = 16 * 2**40
 """Known: images up to 16 TiB."""
 
@@ -101,51 +102,95 @@ def _data(image: ImageObject, offset: int, length: int) -> Iterator[tuple[int, b
             yield at, piece
 
 
-# --- VMDK, stream-optimised: a header, then grains, each a sector-aligned marker with deflated data ------------------
+# --- VMDK, stream-optimised: a header, then grains, each a sector-aligned marker with deflated data. Grain tables and
+# their directory say where the grains are; the header, or the footer at the end, says where the directory is. ---------
 
 VMDK_HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 VMDK_MARKER = struct.Struct("<QI")
 COMPRESSED_WITH_MARKERS = 0x30000
 MAX_GRAIN_SECTORS = 4096  # 2 MiB; usual are 128
+TABLE_ENTRIES = 512
+DIRECTORY_AT_END = 2**64 - 1
+END, FOOTER = 0, 3
+
+
+@dataclass(slots=True)
+class _Grains:
+    """How many grains, and where: two ways to read an image have to find the same. In any order, in constant memory."""
+
+    count: int = 0
+    places: int = 0
+
+    def add(self, number: int, sector: int) -> None:
+        self.count += 1
+        self.places += hash((number, sector))
 
 
 def _open_vmdk(image: ImageObject) -> Disk:
     header = _exactly(image, 0, SECTOR)
-    magic, _, flags, capacity, grain, _, _, _, _, _, overhead, _, _, method = VMDK_HEADER.unpack_from(header)
+    magic, _, flags, capacity, grain, _, _, _, _, _, _, _, _, method = VMDK_HEADER.unpack_from(header)
     if magic != b"KDMV":
         raise BadImage("Unsupported specified file format: the object is not a VMDK image")
     if flags & COMPRESSED_WITH_MARKERS != COMPRESSED_WITH_MARKERS or method != 1:
         raise BadImage("Unsupported VMDK: only stream-optimized VMDK images are supported")
     if not 1 <= grain <= MAX_GRAIN_SECTORS:
         raise BadImage(f"Bad VMDK: grains of {grain} sectors")
-    return Disk(capacity * SECTOR, _grains(image, overhead * SECTOR, capacity * SECTOR, grain * SECTOR))
+    return Disk(capacity * SECTOR, _grains(image, header))
 
 
-def _grains(image: ImageObject, at: int, capacity: int, grain_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _grains(image: ImageObject, header: bytes) -> Iterator[tuple[int, bytes]]:
+    """All grains in the order of the stream; then the tables are checked, by which others would find them."""
+    _, _, _, capacity, grain, _, _, _, _, directory_at, overhead, *_ = VMDK_HEADER.unpack_from(header)
+    at, seen = overhead * SECTOR, _Grains()
     while True:
         marker = _exactly(image, at, SECTOR)
         value, size = VMDK_MARKER.unpack_from(marker)
         if size == 0:  # a table, the footer or the end; value: sectors that follow
             (kind,) = struct.unpack_from("<I", marker, VMDK_MARKER.size)
-            if kind == 0:
-                return
+            if kind == END:
+                break
+            if kind == FOOTER and directory_at == DIRECTORY_AT_END:
+                directory_at = VMDK_HEADER.unpack_from(_exactly(image, at + SECTOR, SECTOR))[9]
             at += SECTOR + value * SECTOR
             continue
-        if size > 2 * grain_bytes or value * SECTOR >= capacity:
+        if size > 2 * grain * SECTOR or value >= capacity or value % grain:
             raise BadImage(f"Bad VMDK: grain at sector {value}")
-        data = _inflate(_exactly(image, at + VMDK_MARKER.size, size), grain_bytes)
-        yield value * SECTOR, data[: capacity - value * SECTOR]
+        seen.add(value // grain, at // SECTOR)
+        length = min(grain, capacity - value) * SECTOR
+        yield value * SECTOR, _inflate(_exactly(image, at + VMDK_MARKER.size, size), grain * SECTOR, length)[:length]
         at += -(-(VMDK_MARKER.size + size) // SECTOR) * SECTOR
+    if directory_at == DIRECTORY_AT_END:
+        raise BadImage("Bad VMDK: there is no footer")
+    if seen != _in_tables(image, directory_at, -(-capacity // grain)):
+        raise BadImage("Bad VMDK: its grain tables are not those of its grains")
 
 
-def _inflate(data: bytes, limit: int) -> bytes:
+def _in_tables(image: ImageObject, directory_at: int, grains: int) -> _Grains:
+    """The grains that the directory and its tables tell of."""
+    found, tables = _Grains(), -(-grains // TABLE_ENTRIES)
+    for first in range(0, tables, TABLE_PART):
+        part = _exactly(image, directory_at * SECTOR + first * 4, min(TABLE_PART, tables - first) * 4)
+        for table, (table_at,) in enumerate(struct.iter_unpack("<I", part), start=first):
+            entries = _exactly(image, table_at * SECTOR, TABLE_ENTRIES * 4) if table_at else b""
+            for entry, (sector,) in enumerate(struct.iter_unpack("<I", entries)):
+                if sector:
+                    found.add(table * TABLE_ENTRIES + entry, sector)
+    return found
+
+
+def _inflate(data: bytes, limit: int, wanted: int) -> bytes:
     engine = zlib.decompressobj()
     try:
         grain = engine.decompress(data, limit)
+        too_large = not engine.eof and engine.decompress(engine.unconsumed_tail, 1)
     except zlib.error as err:
         raise BadImage(f"Bad VMDK: {err}") from err
-    if not engine.eof and engine.decompress(engine.unconsumed_tail, 1):
+    if too_large:
         raise BadImage("Bad VMDK: a grain is too large")
+    if not engine.eof:
+        raise BadImage("Bad VMDK: a grain is cut off")
+    if len(grain) < wanted:
+        raise BadImage("Bad VMDK: a grain is too short")
     return grain
 
 
@@ -156,7 +201,6 @@ VHD_SPARSE = struct.Struct(">8sQQIII")
 FIXED, DYNAMIC = 2, 3
 NO_BLOCK = 0xFFFFFFFF
 MAX_VHD_BLOCK = 2 * 2**20
-TABLE_PART = 4096  # entries read at once
 
 
 def _open_vhd(image: ImageObject) -> Disk:

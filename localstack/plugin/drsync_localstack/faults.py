@@ -31,9 +31,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from drsync_localstack.refusal import Refused
+
+T = TypeVar("T")
 
 EBS_OPERATIONS = frozenset(
     {
@@ -83,7 +85,7 @@ class Faults:
         self._import_failures: list[str] = []
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def set(self, document: Mapping[str, Any]) -> None:
+    def set(self, document: object) -> None:
         """Replace all settings.
 
         Raises:
@@ -158,27 +160,38 @@ def throttled(operation: str) -> Refused:
     return Refused("RequestLimitExceeded", "Request limit exceeded.", status=503)
 
 
-def parse_settings(document: Mapping[str, Any]) -> Settings:
+def parse_settings(document: object) -> Settings:
     """The settings that a JSON document names.
 
     Raises:
         ValueError: something in it is no setting.
     """
     try:
-        fields = dict(document)
-        fields["rules"] = tuple(_parse_rule(rule) for rule in fields.get("rules", ()))
-        fields["import_failures"] = tuple(str(message) for message in fields.get("import_failures", ()))
-        return Settings(**fields)
-    except (TypeError, KeyError, AttributeError) as err:
+        fields = dict(_given(document, dict))
+        fields["rules"] = tuple(_parse_rule(rule) for rule in _given(fields.get("rules", []), list))
+        fields["import_failures"] = tuple(_given(one, str) for one in _given(fields.get("import_failures", []), list))
+        settings = Settings(**fields)
+        for number in (settings.visibility_delay_s, settings.completion_delay_s, settings.import_step_s):
+            _number(number)
+        for rate in _given(settings.rates, dict).values():
+            _number(rate)
+        _given(settings.pending_limit, int)
+        _given(settings.empty_pages, bool)
+    except (TypeError, KeyError, ValueError) as err:
         raise ValueError(f"not a setting of faults: {err}") from err
+    return settings
 
 
-def _parse_rule(rule: Mapping[str, Any]) -> Rule:
-    fields = dict(rule)
+def _parse_rule(rule: object) -> Rule:
+    fields = dict(_given(rule, dict))
     error = fields.pop("error", None)
+    _given(fields["operation"], str)
+    _given(fields["times"], int)
+    _number(fields.get("delay_s", 0.0))
     if error == "throttle":
         fields["error"] = throttled(fields["operation"])
     elif error is not None:
+        _given(error, dict)
         fields["error"] = Refused(
             error["code"],
             error.get("message", "switched on by a test"),
@@ -186,3 +199,15 @@ def _parse_rule(rule: Mapping[str, Any]) -> Rule:
             reason=error.get("reason", ""),
         )
     return Rule(**fields)
+
+
+def _given(value: Any, kind: type[T]) -> T:
+    """A value that is of the kind it has to be; a number is no truth value."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _number(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise TypeError(f"{value!r} is no number from 0 on")

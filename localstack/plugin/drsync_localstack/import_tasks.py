@@ -225,8 +225,8 @@ class ImportTasks:
         self._step(task, "downloading/converting", 10)
         size_gib = math.ceil(opened.size_bytes / GIB)
         snapshot = self._catalog.add_import(task.place, size_gib, f"Created by AWS-VMImport service for {task.id}")
-        self._around.announce(task.place, snapshot)
         try:
+            self._around.announce(task.place, snapshot)
             self._fill(task, snapshot, opened.pieces, opened.size_bytes)
         except BaseException:
             self._catalog.delete(snapshot.id)
