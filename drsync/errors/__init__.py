@@ -28,6 +28,9 @@ from drsync.errors.cloud import (
     CloudNotFound,
     CloudRefused,
     CloudUnavailable,
+    FixFailed,
+    FixUnavailable,
+    WontBoot,
 )
 from drsync.errors.config import (
     ConfigError,
@@ -132,6 +135,8 @@ __all__ = [
     "DomainMissing",
     "DrsyncError",
     "Fenced",
+    "FixFailed",
+    "FixUnavailable",
     "FreezeFailed",
     "GuestError",
     "GuestHeld",
@@ -187,6 +192,7 @@ __all__ = [
     "UnknownPoint",
     "UnknownVm",
     "VolumeExists",
+    "WontBoot",
     "WrongKey",
     "WrongRecoveryKey",
 ]

@@ -60,3 +60,29 @@ class CloudMisconfigured(CloudError):
     code = 105
     template = "can't reach AWS as configured: {problem}"
     remedy_template = "aws configure list   (or say --region, and see that AWS_ENDPOINT_URL is not set by mistake)"
+
+
+class WontBoot(CloudError):
+    """The point would not boot in EC2, as far as can be seen; nothing was written."""
+
+    code = 118
+    template = "VM {vm} would not come up in EC2 from point {point}: {problems}"
+    remedy_template = "drsync preflight {vm} --to ec2 --point {point}   (says what to do about each)"
+
+
+class FixUnavailable(CloudError):
+    """What changes a guest's disks offline is not installed, or does not work here; nothing was written."""
+
+    code = 119
+    template = "can't prepare the guest on {path}: {problem}"
+    remedy_template = "apt install python3-guestfs libguestfs-tools   (then: libguestfs-test-tool)"
+
+
+class FixFailed(CloudError):
+    """The guest on a restored copy could not be prepared; the copy may be half changed, the repository is untouched."""
+
+    code = 120
+    template = "preparing the guest on {path} failed at {step}: {problem}"
+    remedy_template = (
+        "drsync restore {vm} --to image --output OTHER-DIRECTORY   (without --fix-guest; then repair by hand)"
+    )

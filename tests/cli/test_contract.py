@@ -75,7 +75,11 @@ REPORTING = [words for words in LEAVES if words != ("daemon",)]
 @pytest.mark.parametrize("first", [True, False])
 def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...], first: bool, cli: Cli) -> None:
     cli.config.unlink()
-    arguments = {"capture": ["web"], "restore": ["web", "--to", "image", "--output", "out"]}.get(words[0], [])
+    arguments = {
+        "capture": ["web"],
+        "restore": ["web", "--to", "image", "--output", "out"],
+        "preflight": ["--to", "ec2"],
+    }.get(words[0], [])
     done = cli.run("--json", *words, *arguments) if first else cli.run(*words, *arguments, "--json")
     assert done.code == 10
     document = done.json
