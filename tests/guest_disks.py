@@ -19,6 +19,22 @@ ROOT_UUID: Final = "11111111-2222-3333-4444-555555555555"
 KERNEL: Final = "6.1.0-99-amd64"
 
 
+class FileSource:
+    """A file as a disk: what the fence serves, and what is read inside."""
+
+    def __init__(self, path: Path, name: str = "vda") -> None:
+        self._path = path
+        self.name = name
+        self.size_bytes = path.stat().st_size
+        self.read_bytes = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.read_bytes += length
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
 def run(*command: str | Path, stdin: str = "") -> str:
     """Run a tool; its output. What fails fails the test."""
     words = [str(word) for word in command]

@@ -178,6 +178,7 @@ def _bounded(decompressor: _Decompressor, data: _Bytes) -> Iterator[bytes]:
             if getattr(decompressor, "needs_input", True) and not plain:
                 break
             plain = decompressor.decompress(b"", _PIECE)
+    raise Damaged("it ends too early")
 
 
 def _gzip(data: _Bytes) -> Iterator[bytes]:
@@ -187,6 +188,9 @@ def _gzip(data: _Bytes) -> Iterator[bytes]:
         while waiting and not inflater.eof:
             yield inflater.decompress(waiting, _PIECE)
             waiting = inflater.unconsumed_tail
+        if inflater.eof:
+            return
+    raise Damaged("it ends too early")
 
 
 def _xz(data: _Bytes) -> Iterator[bytes]:

@@ -1,0 +1,122 @@
+"""The contract of a guest's file system, kept by every implementation, and the tree over several of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from guest_disks import Files, FileSource, make_btrfs, make_ext4, make_fat, make_xfs
+from memory_files import MemoryFiles
+
+from drsync.preflight.inside import dissect_files
+from drsync.preflight.inside.files import FileSystem, Kind, Tree, Unreadable
+from drsync.preflight.inside.signatures import identify
+from drsync.units import MiB
+
+FILES: Files = {
+    "/etc/fstab": "UUID=1 / ext4 defaults 0 1\n",
+    "/etc/os-release": "-> ../usr/lib/os-release",
+    "/usr/lib/os-release": "ID=debian\n",
+    "/bin": "-> usr/bin",
+    "/usr/bin/sh": "-> /usr/bin/dash",
+    "/usr/bin/dash": b"\x7fELF" + bytes(range(256)) * 1024,
+    "/loop": "-> loop",
+    "/a": "-> b/x",
+    "/b": "-> a/y",
+    "/out": "-> ../../../../etc/fstab",
+    "/long": "-> " + "/" * 50 + "usr/lib/os-release" + "/" * 30,
+    **{f"/many/file{n:04d}": "x" for n in range(700)},
+}
+PLAIN: Files = {name: c for name, c in FILES.items() if not (isinstance(c, str) and c.startswith("-> "))}
+
+
+def opened(path: Path) -> FileSystem:
+    source = FileSource(path)
+    return dissect_files.open_files(identify(source).kind, source)
+
+
+MAKERS: dict[str, Callable[[Path], FileSystem]] = {
+    "memory": lambda _: MemoryFiles(FILES),
+    "ext4": lambda place: opened(make_ext4(place / "x.img", 32 * MiB, FILES)),
+    "xfs": lambda place: opened(make_xfs(place / "x.img", 320 * MiB, FILES)),
+    "btrfs": lambda place: opened(make_btrfs(place / "x.img", 128 * MiB, FILES)),
+    "vfat": lambda place: opened(make_fat(place / "x.img", 34 * MiB, PLAIN)),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def files(kind: str, tmp_path_factory: pytest.TempPathFactory) -> FileSystem:
+    return MAKERS[kind](tmp_path_factory.mktemp(kind))
+
+
+def test_it_tells_what_is_at_a_path(files: FileSystem, kind: str) -> None:
+    dash = files.look(("usr", "bin", "dash"))
+    assert dash is not None
+    assert (dash.kind, dash.size_bytes) == (Kind.FILE, 4 + 256 * 1024)
+    etc = files.look(("etc",))
+    assert etc is not None
+    assert etc.kind is Kind.DIRECTORY
+    assert files.look(("etc", "nothing")) is None
+    assert files.look(("etc", "fstab", "below")) is None
+    if kind != "vfat":
+        link = files.look(("bin",))
+        assert link is not None
+        assert link.kind is Kind.LINK
+        assert files.look(("bin", "dash")) is None, "links are not followed"
+
+
+def test_it_lists_directories(files: FileSystem) -> None:
+    assert sorted(files.names(("many",))) == [f"file{n:04d}" for n in range(700)]
+    assert not files.names(("nothing",))
+    assert not files.names(("etc", "fstab"))
+
+
+def test_it_reads_files_at_any_place(files: FileSystem) -> None:
+    file = files.open(("usr", "bin", "dash"))
+    assert file.read(4) == b"\x7fELF"
+    file.seek(4 + 256 * 1000)
+    assert file.read() == bytes(range(256)) * 24
+    with pytest.raises(Unreadable):
+        files.open(("nothing",))
+
+
+def test_a_tree_follows_links_and_stays_inside(files: FileSystem, kind: str) -> None:
+    tree = Tree(files)
+    assert tree.text("/etc/fstab") == FILES["/etc/fstab"]
+    assert tree.text("/../../etc/./fstab") == FILES["/etc/fstab"]
+    if kind == "vfat":
+        assert tree.is_file("/ETC/FSTAB"), "FAT ignores case"
+        return
+    assert tree.text("/etc/os-release") == "ID=debian\n"
+    assert tree.text("/long") == "ID=debian\n"
+    assert tree.read("/bin/sh", 4) == b"\x7fELF"
+    assert tree.text("/out") == FILES["/etc/fstab"], "above the root is the root"
+    assert (tree.link("/bin"), tree.link("/etc/fstab")) == ("usr/bin", None)
+    for path in ("/loop", "/a", "/b/z"):
+        assert not tree.exists(path)
+
+
+def test_what_is_mounted_hides_what_is_below() -> None:
+    tree = Tree(MemoryFiles({"/boot/old": "x", "/etc/x": "-> /boot/grub/grub.cfg"}))
+    tree.mount("/boot", MemoryFiles({"/grub/grub.cfg": "new", "/up": "-> ../etc/x"}))
+    tree.mount("/boot/efi", MemoryFiles({"/EFI/x": "y"}))
+    assert not tree.exists("/boot/old")
+    assert tree.text("/etc/x") == tree.text("/boot/up") == "new"
+    assert tree.text("/boot/efi/EFI/x") == "y"
+    assert tree.walk("/boot", "x", depth=4, limit=10) == []
+    assert tree.walk("/boot/efi", "x", depth=4, limit=10) == ["/boot/efi/EFI/x"]
+
+
+def test_a_file_that_breaks_while_it_is_read_is_unreadable() -> None:
+    class Broken(MemoryFiles):
+        def open(self, path: tuple[str, ...]):  # type: ignore[no-untyped-def]
+            file = super().open(path)
+            file.close()
+            return file
+
+    with pytest.raises(Unreadable, match="/x"):
+        Tree(Broken({"/x": "y"})).read("/x")
