@@ -38,7 +38,7 @@ def _windows(machine: Machine, system: Windows, facts: Facts) -> Sequence[Findin
 def _bcd(machine: Machine, system: Windows, facts: Facts) -> Finding:
     check = "windows-bcd"
     wanted = "/EFI/Microsoft/Boot/BCD" if boot_mode(machine, facts) is Firmware.UEFI else "/Boot/BCD"
-    fitting = [place for place in system.bcd if place.endswith(wanted)]
+    fitting = [place for place in system.bcd if place.partition(":")[2] == wanted]
     if fitting:
         return ok(check, f"boot configuration: {fitting[0]}")
     action = "in the guest: bcdboot C:\\Windows"

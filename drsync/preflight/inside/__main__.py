@@ -4,11 +4,13 @@ It gives up what it does not need before it reads the first byte of a disk: memo
 writing files, and root's rights if it has them.
 """
 
+import importlib
 import os
 import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 import msgspec
@@ -107,6 +109,13 @@ class _Dissect:
         return dissect_files.logical_volumes(members)
 
 
+def _load_the_rest() -> None:
+    """Load what is otherwise loaded when it is first used: another user may not be able to read this Python."""
+    for name in ("lz4.block", "yaml", "encodings.cp437", "encodings.utf_16_le", "encodings.ascii", "encodings.idna"):
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 def _give_up_rights(task: wire.Task) -> None:
     """Nothing is written, no process started, no other user's file read from here on."""
     for kind, most in (
@@ -131,8 +140,9 @@ def main() -> None:
     outside = _Outside(requests, sys.stdin.buffer)
     task = outside.task()
     opener: Opener | None = None
-    if task.reader == "dissect" and dissect_files.is_installed():
+    if task.reader == "dissect" and dissect_files.load():
         opener = _Dissect()
+    _load_the_rest()
     _give_up_rights(task)
     disks = {disk.name: _Disk(outside, number, disk.size_bytes) for number, disk in enumerate(task.disks)}
     survey(disks, opener, outside.tell)

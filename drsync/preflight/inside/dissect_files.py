@@ -8,6 +8,7 @@ They do not play a journal back: what a guest had only just written when the poi
 before.
 """
 
+import importlib
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -255,11 +256,14 @@ _OPENERS: Final[Mapping[str, Callable[[SourceFile], _Reader]]] = {
 READABLE: Final = frozenset(_OPENERS)
 
 
-def is_installed() -> bool:
-    """Whether the libraries are there; all of them come with the extra."""
+_MODULES: Final = ("extfs", "xfs", "btrfs", "fat", "ntfs", "volume.lvm", "util.compression")
+
+
+def load() -> bool:
+    """Load the libraries, as long as this process may still read them; whether they are there (one extra brings all)."""
     try:
-        for load in ("extfs", "xfs", "btrfs", "fat", "ntfs", "volume"):
-            __import__(f"dissect.{load}")
+        for name in _MODULES:
+            importlib.import_module(f"dissect.{name}")
     except ImportError:
         return False
     return True
