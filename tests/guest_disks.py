@@ -101,6 +101,20 @@ def make_fat(path: Path, size_bytes: int, files: Files, *, label: str = "ESP") -
     return path
 
 
+def make_ntfs(path: Path, size_bytes: int, files: Files) -> Path:
+    """NTFS has no tool that lays files out without a mount: FUSE, so root and /dev/fuse."""
+    tree, mounted = lay_out(path.with_suffix(".tree"), files), path.with_suffix(".mnt")
+    _truncate(path, size_bytes)
+    run("mkntfs", "-q", "-F", "-Q", path)
+    mounted.mkdir()
+    run("ntfs-3g", path, mounted)
+    try:
+        run("cp", "-r", *sorted(tree.iterdir()), mounted)
+    finally:
+        run("umount", mounted)
+    return path
+
+
 def _truncate(path: Path, size_bytes: int) -> None:
     with path.open("xb") as file:
         file.truncate(size_bytes)

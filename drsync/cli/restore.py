@@ -19,6 +19,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "--output": ("image",),
     "--disk": ("image",),
     "--overwrite": ("image",),
+    "--fix-guest": ("image",),
     "--format": _TARGETS,
     "--point": _TARGETS,
     "--at": _TARGETS,
@@ -48,6 +49,7 @@ class Options:
     image_format: str | None
     disks: tuple[str, ...]
     overwrite: bool
+    fix_guest: str | None
     uri: str
     name: str | None
     pool: str | None
@@ -102,6 +104,11 @@ def read_networks(_ctx: click.Context, _option: click.Parameter, texts: tuple[st
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="image: the directory.")
 @click.option("--disk", "disks", multiple=True, metavar="NAME", help="image: just this disk; may be given again.")
 @click.option("--overwrite", is_flag=True, help="image: replace files that exist.")
+@click.option(
+    "--fix-guest",
+    type=click.Choice(["ec2"]),
+    help="image: prepare the restored guest for EC2: initramfs, fstab, network, console (docs/preflight.md).",
+)
 @click.option("--uri", default="qemu:///system", show_default=True, help="libvirt: the host.")
 @click.option("--name", metavar="NEW", help="libvirt: another name; the domain is a copy, with a uuid of its own.")
 @click.option("--pool", help="libvirt: the storage pool for the disks; else the VM's own, else `default`.")

@@ -41,7 +41,7 @@ class Watching(FileSource):
         (child,) = Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split()
         for name in ("status", "limits", "environ", "cmdline"):
             self.seen[name] = Path("/proc", child, name).read_text()
-        self.seen["files"] = "\n".join(os.readlink(p) for p in Path("/proc", child, "fd").iterdir())
+        self.seen["files"] = "\n".join(str(p.readlink()) for p in Path("/proc", child, "fd").iterdir())
         return super().read(offset, length)
 
 

@@ -59,7 +59,8 @@ def test_networkd() -> None:
 
 
 def test_network_manager() -> None:
-    text = "[connection]\nid=x\ntype=ethernet\ninterface-name=enp1s0\n[ipv4]\nmethod=manual\naddress1=10.0.0.5/24,10.0.0.1\n"
+    text = "[connection]\nid=x\ntype=ethernet\ninterface-name=enp1s0\n"
+    text += "[ipv4]\nmethod=manual\naddress1=10.0.0.5/24,10.0.0.1\n"
     (found,) = network.network_manager("x", text)
     assert (found.name, found.dhcp, found.addresses) == ("enp1s0", False, ("10.0.0.5/24,10.0.0.1",))
     text = "[connection]\ntype=ethernet\n[ethernet]\nmac-address=52:54:00:00:00:01\n[ipv4]\nmethod=auto\n"

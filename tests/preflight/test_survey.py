@@ -143,7 +143,8 @@ def test_the_copy_of_a_damaged_gpt_is_read(tmp_path: Path, archive: bytes) -> No
 
 def test_a_guest_on_lvm_is_found_and_its_boot_partition_is_mounted(tmp_path: Path, archive: bytes) -> None:
     guest = DebianGuest(initramfs=archive)
-    guest.fstab = "/dev/mapper/my--vg-root / ext4 defaults 0 1\nLABEL=boot /boot ext4 defaults 0 2\n/dev/my-vg/gone /srv ext4 nofail\n"
+    guest.fstab = "/dev/mapper/my--vg-root / ext4 defaults 0 1\nLABEL=boot /boot ext4 defaults 0 2\n"
+    guest.fstab += "/dev/my-vg/gone /srv ext4 nofail\n"
     guest.command_line = "root=/dev/mapper/my--vg-root console=ttyS0"
     files = guest.files()
     boot = {name.removeprefix("/boot"): files.pop(name) for name in list(files) if name.startswith("/boot/")}
@@ -185,7 +186,8 @@ def test_a_btrfs_root_may_be_in_a_directory_of_its_own(tmp_path: Path, archive: 
 
 def test_logical_partitions_are_found(tmp_path: Path, archive: bytes) -> None:
     root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
-    table = "label: dos\nstart=2048, size=8MiB, type=82\nstart=20480, size=80MiB, type=5\nstart=22528, size=70MiB, type=83\n"
+    table = "label: dos\nstart=2048, size=8MiB, type=82\nstart=20480, size=80MiB, type=5\n"
+    table += "start=22528, size=70MiB, type=83\n"
     disk = make_disk(tmp_path / "disk.raw", 96 * MiB, table, {22528 * 512: root})
     facts, _ = found(disk)
     assert [p.number for p in facts.disks[0].partitions] == [1, 5]

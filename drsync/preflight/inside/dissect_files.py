@@ -260,7 +260,7 @@ _MODULES: Final = ("extfs", "xfs", "btrfs", "fat", "ntfs", "volume.lvm", "util.c
 
 
 def load() -> bool:
-    """Load the libraries, as long as this process may still read them; whether they are there (one extra brings all)."""
+    """Load the libraries while this process may still read them; whether they are there (one extra brings all)."""
     try:
         for name in _MODULES:
             importlib.import_module(f"dissect.{name}")
