@@ -1,17 +1,21 @@
 """`drsync preflight`: whether a VM would come up elsewhere, asked before the disaster."""
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.restore import read_time
-from drsync.errors import WontBoot
+from drsync.errors import UnknownPoint, WontBoot
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import Report
 from drsync.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from drsync.session import Session
 
 COLUMNS: Final = ("check", "result", "reason", "what to do")
 _WORDS: Final = {
@@ -42,13 +46,26 @@ def command(ctx: click.Context, app: App, vm: str | None, *, to: str, number: in
     if vm is None and number is not None:
         raise click.UsageError("--point belongs to one VM", ctx)
     session = app.session()
-    reports = [session.preflight(name, number=number, at=at) for name in session.known_vms(vm)]
+    reports = list(_reports(session, session.known_vms(vm), number, at, alone=vm is not None))
     if app.as_json:
         render.document([views.preflight(report) for report in reports])
     else:
         for report in reports:
             _print(report)
     ctx.exit(WontBoot.code if any(report.verdict is Verdict.FAILS for report in reports) else 0)
+
+
+def _reports(
+    session: "Session", names: Sequence[str], number: int | None, at: datetime | None, *, alone: bool
+) -> Iterator[Report]:
+    """A report of each VM; among several, one without such a point is passed over, and that is said."""
+    for name in names:
+        try:
+            yield session.preflight(name, number=number, at=at)
+        except UnknownPoint as err:
+            if alone:
+                raise
+            render.note(f"passed over: {err}")
 
 
 def _print(report: Report) -> None:

@@ -177,5 +177,7 @@ def _check_way(ctx: click.Context, options: Options, way: str) -> None:
             raise click.UsageError(f"{option.opts[0]} belongs to {belongs}", ctx)
     if options.number is not None and options.at is not None:
         raise click.UsageError("--point and --at both choose the point: give one of them")
+    if options.fix_guest is not None and options.disks:
+        raise click.UsageError("--fix-guest needs all disks of the VM: it can't be given with --disk")
     if options.pool is not None and options.disk_dir is not None:
         raise click.UsageError("--pool and --disk-dir both choose the place: give one of them")

@@ -1,6 +1,10 @@
 """`drsync preflight` on a real QEMU block layer: a guest's disk is captured, and its point is looked into."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import Cli
@@ -23,21 +27,32 @@ def debian(directory: Path, disk: Path, guest: DebianGuest) -> None:
     make_disk(disk, SIZE, table, {512: directory / "core", MiB: root}, boot_code=code)
 
 
-@pytest.fixture
-def protected(cli: Cli, tmp_path: Path) -> Cli:
-    """Point 1 of `web` boots in EC2, point 2 does not: its fstab names /dev/vda1."""
-    work = tmp_path / "work"
-    guest = DebianGuest(initramfs=initramfs(work / "initramfs", ["nvme/host/nvme", "virtio_blk"]))
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place where point 1 of `web` boots in EC2, and point 2 does not: its fstab names /dev/vda1."""
+    place, work = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("work")
+    cli, guest = Cli(place), DebianGuest(initramfs=initramfs(work / "initramfs", ["nvme/host/nvme", "virtio_blk"]))
     for number, fstab in enumerate((guest.fstab, "/dev/vda1 / ext4 defaults 0 1\n"), 1):
         guest.fstab = fstab
         (work / str(number)).mkdir()
-        debian(work / str(number), tmp_path / "root.raw" if number == 1 else work / "second.raw", guest)
-    with StorageDaemon(tmp_path, [DaemonDisk(name="root", size_bytes=SIZE, format="raw")]) as daemon:
+        debian(work / str(number), place / "root.raw" if number == 1 else work / "second.raw", guest)
+    with StorageDaemon(place, [DaemonDisk(name="root", size_bytes=SIZE, format="raw")]) as daemon:
         cli.configure({"web": daemon.qmp_socket})
         cli.ok("init")
         cli.ok("capture", "web")
         run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", work / "second.raw", daemon.nbd_uri("root"))
         cli.ok("capture", "web")
+    (place / "root.raw").unlink()
+    return place
+
+
+@pytest.fixture
+def protected(shipped: Path, tmp_path: Path) -> Cli:
+    """A copy of that place."""
+    place = tmp_path / "place"
+    shutil.copytree(shipped, place)
+    cli = Cli(place)
+    cli.configure({"web": place / "nowhere"})
     return cli
 
 
@@ -87,6 +102,61 @@ def test_without_a_place_to_keep_it_the_result_is_told_all_the_same(protected: C
 
 
 def test_all_vms_are_checked_when_none_is_named(protected: Cli) -> None:
-    assert [d["vm"] for d in protected.run("preflight", "--to", "ec2", "--json").json] == ["web"]
+    protected.configure({"web": Path("/nowhere"), "new": Path("/nowhere2")})
+    done = protected.run("preflight", "--to", "ec2", "--json")
+    assert done.code == 118, done
+    assert (done.code, [d["vm"] for d in done.json]) == (118, ["web"])
+    assert "passed over: VM new has no point" in done.stderr
+    protected.refused(13, "preflight", "new", "--to", "ec2")
     protected.refused(2, "preflight", "--to", "ec2", "--point", "1")
     protected.refused(12, "preflight", "nobody", "--to", "ec2")
+
+
+def test_without_libguestfs_a_guest_is_not_prepared_and_nothing_is_restored(
+    protected: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "guestfs", None)  # as if it were not installed
+    output = protected.place / "out"
+    words = ["restore", "web", "--to", "image", "--output", str(output), "--fix-guest", "ec2"]
+    message, remedy = protected.refused(119, *words)
+    assert "libguestfs can't be loaded" in message
+    assert "python3-guestfs" in remedy
+    assert not output.exists()
+    said, _ = protected.refused(2, *words, "--disk", "d-root")
+    assert said == "--fix-guest needs all disks of the VM: it can't be given with --disk"
+    document = protected.ok("restore", "web", "--to", "image", "--output", str(output), "--json").json
+    assert document["guest_changes"] is None
+
+
+class NoSystem:
+    """libguestfs, as far as it gets with disks on which there is no system."""
+
+    def __init__(self, **_: object) -> None:
+        self.closed = False
+
+    def add_drive_opts(self, path: str, **_: object) -> None:
+        assert Path(path).exists()
+
+    def launch(self) -> None:
+        if os.environ.get("NO_LAUNCH"):
+            raise RuntimeError("guestfs_launch failed: no kernel")
+
+    def inspect_os(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_guest_that_can_not_be_prepared_is_told_with_the_step(
+    protected: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "guestfs", SimpleNamespace(GuestFS=NoSystem))
+    output = protected.place / "out"
+    words = ["restore", "web", "--to", "image", "--output", str(output), "--fix-guest", "ec2"]
+    message, _ = protected.refused(120, *words)
+    assert message.endswith("failed at opening the disks: no operating system was found")
+    assert (output / "d-root.qcow2").exists(), "the restored copy stays"
+    monkeypatch.setenv("NO_LAUNCH", "1")
+    message, _ = protected.refused(119, *words, "--overwrite")
+    assert message.endswith("libguestfs can't start: guestfs_launch failed: no kernel")

@@ -88,6 +88,8 @@ def check_partition_table(machine: Machine, facts: Facts) -> Sequence[Finding]:
                 action,
             )
         )
+    if first.table is Table.NONE:
+        return found or [ok(check, f"{first.name} has no partition table: a file system on the whole disk")]
     return found or [ok(check, f"{first.name}: {first.table.upper()}, {_counted(first)}")]
 
 
