@@ -504,7 +504,7 @@ class Session:
             live_bytes=image.live_bytes(name),
         )
 
-    def preflight(self, vm: str, *, number: int | None = None, at: datetime | None = None) -> Report:
+    def preflight(self, vm: str, *, number: int | None = None, at: datetime | None = None, reader: str = "") -> Report:
         """Whether a point, else the newest, would come up in EC2; the result is kept in this host's spool.
 
         Raises:
@@ -512,7 +512,7 @@ class Session:
             ObjectMissing, ObjectDamaged, StoreError: the disks can't be read.
         """
         point, image = self.find_point(vm, number=number, at=at)
-        report = preflight(self.log(vm).objects, point, image, self.clock)
+        report = preflight(self.log(vm).objects, point, image, self.clock, reader=reader)
         try:
             self.spool.vm(vm).note(KEPT_NAME, report)
         except SpoolError as err:  # a machine that only recovers need not have a spool

@@ -1,8 +1,9 @@
 """`drsync preflight`: whether a VM would come up elsewhere, asked before the disaster."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 import click
 
@@ -13,9 +14,6 @@ from drsync.errors import UnknownPoint, WontBoot
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import Report
 from drsync.units import format_duration, format_size
-
-if TYPE_CHECKING:
-    from drsync.session import Session
 
 COLUMNS: Final = ("check", "result", "reason", "what to do")
 _WORDS: Final = {
@@ -33,10 +31,24 @@ _WORDS: Final = {
 @click.option(
     "--at", metavar="TIME", callback=read_time, help="The newest point at or before TIME (RFC 3339, or local)."
 )
+@click.option(
+    "--reader",
+    type=click.Choice(["dissect", "libguestfs"]),
+    help="What reads file systems; else the first of these that is installed.",
+)
 @json_option
 @pass_app
 @click.pass_context
-def command(ctx: click.Context, app: App, vm: str | None, *, to: str, number: int | None, at: datetime | None) -> None:
+def command(
+    ctx: click.Context,
+    app: App,
+    vm: str | None,
+    *,
+    to: str,
+    number: int | None,
+    at: datetime | None,
+    reader: str | None,
+) -> None:
     """Say, before the disaster, whether a VM would come up in EC2.
 
     Looks into the disks of a point (the newest, or the one chosen; of VM, or of each VM), straight from the repository:
@@ -46,7 +58,8 @@ def command(ctx: click.Context, app: App, vm: str | None, *, to: str, number: in
     if vm is None and number is not None:
         raise click.UsageError("--point belongs to one VM", ctx)
     session = app.session()
-    reports = list(_reports(session, session.known_vms(vm), number, at, alone=vm is not None))
+    check = partial(session.preflight, number=number, at=at, reader=reader or "")
+    reports = list(_reports(check, session.known_vms(vm), alone=vm is not None))
     if app.as_json:
         render.document([views.preflight(report) for report in reports])
     else:
@@ -55,13 +68,11 @@ def command(ctx: click.Context, app: App, vm: str | None, *, to: str, number: in
     ctx.exit(WontBoot.code if any(report.verdict is Verdict.FAILS for report in reports) else 0)
 
 
-def _reports(
-    session: "Session", names: Sequence[str], number: int | None, at: datetime | None, *, alone: bool
-) -> Iterator[Report]:
+def _reports(check: Callable[[str], Report], names: Sequence[str], *, alone: bool) -> Iterator[Report]:
     """A report of each VM; among several, one without such a point is passed over, and that is said."""
     for name in names:
         try:
-            yield session.preflight(name, number=number, at=at)
+            yield check(name)
         except UnknownPoint as err:
             if alone:
                 raise

@@ -11,15 +11,21 @@ It is killed when its time is over. What it found until then is kept.
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import msgspec
 
+from drsync.errors import DrsyncError
 from drsync.preflight.facts import MAX_FACTS_BYTES, Facts, decode_facts, plain
 from drsync.preflight.inside import wire
+from drsync.preflight.inside.nbd_export import NbdExport, socket_name
 
 READ_LIMIT_BYTES: Final = 1024 * 1024 * 1024
 """What is served in all: two initramfs and the metadata of some file systems have 200 MiB."""
@@ -27,6 +33,7 @@ MEMORY_BYTES: Final = 1536 * 1024 * 1024
 CPU_S: Final = 240
 TIME_LIMIT_S: Final = 600.0
 _MAX_COMPLAINT: Final = 4096
+_KEPT: Final = frozenset({"PYTHONPATH", "PATH", "COVERAGE_PROCESS_START"})
 
 
 class Readable(Protocol):
@@ -51,14 +58,68 @@ class Limits:
 _LIMITS: Final = Limits()
 
 
-def look_inside(disks: Sequence[Readable], *, reader: str = "dissect", limits: Limits = _LIMITS) -> Facts:
+def look_inside(disks: Sequence[Readable], *, reader: str = "", limits: Limits = _LIMITS) -> Facts:
     """What is on the disks. How a search ended that did not come to its end is one of `problems`.
 
     Raises:
         DrsyncError: the repository does not give the disks' blocks.
     """
     command = [sys.executable, "-m", "drsync.preflight.inside"]
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "PATH", "COVERAGE_PROCESS_START") if name in os.environ}
+    shared = [_Shared(disk) for disk in disks]
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="drsync-pf-", ignore_cleanup_errors=True))
+        chosen = reader or _installed_reader()
+        for place, disk in enumerate(shared) if chosen == "libguestfs" else ():
+            stack.callback(NbdExport(disk, Path(directory, socket_name(place))).close)
+        facts = _look_inside(command, directory, shared, chosen, limits)
+    for disk in shared:
+        if disk.failure is not None:
+            raise disk.failure
+    return facts
+
+
+def _installed_reader() -> str:
+    """The first of the implementations that is installed. They are looked for, not loaded: that happens inside."""
+    known = (("dissect", "dissect.extfs"), ("libguestfs", "guestfs"))
+    return next((name for name, module in known if _is_there(module)), "none")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
+
+
+class _Shared:
+    """A disk that is read by the pipe and by NBD, in turns; it remembers what went wrong, for NBD can't say it."""
+
+    def __init__(self, disk: Readable) -> None:
+        self.name = disk.name
+        self.size_bytes = disk.size_bytes
+        self.failure: DrsyncError | None = None
+        self._disk = disk
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            try:
+                return self._disk.read(offset, length)
+            except DrsyncError as err:
+                self.failure = err
+                raise OSError("the repository does not give it") from err
+
+
+def _environment(directory: str) -> dict[str, str]:
+    """Where Python and libguestfs find what is theirs; nothing else, so no credentials."""
+    kept = {n: v for n, v in os.environ.items() if n in _KEPT or n.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
+    return {**kept, "TMPDIR": directory}
+
+
+def _look_inside(
+    command: Sequence[str], directory: str, disks: Sequence[Readable], reader: str, limits: Limits
+) -> Facts:
+    kept = _environment(directory)
     with subprocess.Popen(  # noqa: S603 - this Python, on a module of ours
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kept, cwd="/"
     ) as process:
@@ -67,7 +128,7 @@ def look_inside(disks: Sequence[Readable], *, reader: str = "dissect", limits: L
         killer.daemon = True
         killer.start()
         try:
-            served.run(reader)
+            served.run(reader, directory)
         finally:
             timed_out = not killer.is_alive()
             killer.cancel()
@@ -102,12 +163,13 @@ class _Served:
             if sum(map(len, self._complaint)) < _MAX_COMPLAINT:
                 self._complaint.append(piece)
 
-    def run(self, reader: str) -> None:
+    def run(self, reader: str, directory: str) -> None:
         task = wire.Task(
             disks=[wire.TaskDisk(name=d.name, size_bytes=d.size_bytes) for d in self._disks],
             memory_bytes=self._limits.memory_bytes,
             cpu_s=self._limits.cpu_s,
             reader=reader,
+            directory=directory,
         )
         document = msgspec.json.encode(task)
         try:
@@ -145,7 +207,10 @@ class _Served:
             refusal = b"enough was read"
             self._send(wire.ANSWER.pack(1, len(refusal)) + refusal)
             return
-        data = self._disks[disk].read(offset, length)
+        try:
+            data = self._disks[disk].read(offset, length)
+        except OSError as err:  # the run is over: it is raised when the process is gone
+            raise wire.Broken("the disk can't be read") from err
         self._send(wire.ANSWER.pack(0, len(data)) + data)
 
     def complaint(self) -> str:

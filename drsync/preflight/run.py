@@ -17,9 +17,18 @@ _LIMITS: Final = Limits()
 
 
 def preflight(
-    objects: VmObjects, point: Point, image: PointImage, clock: Clock, *, target: str = "ec2", limits: Limits = _LIMITS
+    objects: VmObjects,
+    point: Point,
+    image: PointImage,
+    clock: Clock,
+    *,
+    target: str = "ec2",
+    reader: str = "",
+    limits: Limits = _LIMITS,
 ) -> Report:
     """Whether a point would boot on the target. Reads the repository, writes nothing.
+
+    `reader` reads file systems: `dissect` or `libguestfs`; empty: the first of them that is installed.
 
     Raises:
         ObjectMissing, ObjectDamaged: a block that was looked at can't be had as it was captured.
@@ -28,7 +37,7 @@ def preflight(
     started_s = clock.monotonic_s()
     disks = [PointDisk(objects, image, disk.name) for disk in image.point.disks]
     machine = read_machine(image.point.definition, {disk.name: disk.size_bytes for disk in disks})
-    facts = look_inside(disks, limits=limits)
+    facts = look_inside(disks, reader=reader, limits=limits)
     read_bytes, requests = sum(d.fetched_bytes for d in disks), sum(d.requests for d in disks)
     looked = f"looked into {len(disks)} disks: {read_bytes} bytes by {requests} requests"
     _LOGGER.info("vm=%s point=%d %s", point.vm, point.number, looked)

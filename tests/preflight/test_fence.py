@@ -104,7 +104,7 @@ def test_what_the_repository_does_not_give_is_raised(system: Path) -> None:
 
 
 def test_without_the_libraries_the_rest_is_told(system: Path) -> None:
-    facts = look_inside([FileSource(system)], reader="")
+    facts = look_inside([FileSource(system)], reader="none")
     assert facts.complete
     assert (facts.reader, len(facts.volumes), facts.linux) == ("", 1, ())
     findings = judge(Machine(disks={"vda": 32 * MiB}), facts)

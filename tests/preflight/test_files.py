@@ -1,15 +1,33 @@
 """The contract of a guest's file system, kept by every implementation, and the tree over several of them."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
-from guest_disks import Files, FileSource, make_btrfs, make_ext4, make_fat, make_ntfs, make_xfs
+from guest_disks import (
+    DebianGuest,
+    Files,
+    FileSource,
+    initramfs,
+    lvm_physical_volume,
+    make_btrfs,
+    make_disk,
+    make_ext4,
+    make_fat,
+    make_ntfs,
+    make_xfs,
+    pe,
+    run,
+)
 from memory_files import MemoryFiles
 
+from drsync.preflight.fence import Limits, look_inside
 from drsync.preflight.inside import dissect_files
 from drsync.preflight.inside.files import FileSystem, Kind, Tree, Unreadable
+from drsync.preflight.inside.nbd_export import NbdExport
 from drsync.preflight.inside.signatures import identify
 from drsync.units import MiB
 
@@ -128,3 +146,35 @@ def test_a_file_that_breaks_while_it_is_read_is_unreadable() -> None:
 
     with pytest.raises(Unreadable, match="/x"):
         Tree(Broken({"/x": "y"})).read("/x")
+
+
+def test_a_source_is_offered_over_nbd_as_it_is(tmp_path: Path) -> None:
+    content = b"".join(n.to_bytes(4, "big") for n in range(MiB)) + bytes(3 * MiB) + b"end" + bytes(509)
+    path = tmp_path / "disk.raw"
+    path.write_bytes(content)
+    export = NbdExport(FileSource(path), tmp_path / "s")
+    try:
+        uri = f"nbd+unix:///?socket={tmp_path / 's'}"
+        assert f'"virtual-size": {len(content)}' in run("qemu-img", "info", "--output=json", uri)
+        run("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, tmp_path / "copy.raw")
+        assert (tmp_path / "copy.raw").read_bytes() == content
+        refused = subprocess.run(["qemu-io", "-f", "raw", "-c", "write 0 512", uri], capture_output=True, check=False)
+        assert refused.returncode != 0, "it is read only"
+    finally:
+        export.close()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.skipif("DRSYNC_TEST_GUESTFS" not in os.environ, reason="libguestfs takes minutes without KVM")
+@pytest.mark.timeout(1200)
+def test_libguestfs_tells_what_dissect_tells(tmp_path: Path) -> None:
+    guest = DebianGuest(initramfs=initramfs(tmp_path / "initramfs", ["nvme/host/nvme"]))
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, guest.files())
+    volume = lvm_physical_volume(tmp_path / "pv.img", 40 * MiB, "my-vg", {"root": root})
+    esp = make_fat(tmp_path / "esp.img", 34 * MiB, {"/EFI/BOOT/BOOTX64.EFI": pe()})
+    table = "label: gpt\nstart=2048, size=34MiB, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nsize=50MiB\n"
+    disk = make_disk(tmp_path / "disk.raw", 96 * MiB, table, {MiB: esp, 35 * MiB: volume})
+    by_dissect = look_inside([FileSource(disk)], reader="dissect")
+    by_libguestfs = look_inside([FileSource(disk)], reader="libguestfs", limits=Limits(time_s=1000))
+    assert by_dissect.linux[0].root == "my-vg/root"
+    assert msgspec.structs.replace(by_libguestfs, reader="dissect") == by_dissect

@@ -8,6 +8,8 @@ from typing import Final
 from drsync.preflight.fix import Guest, StepFailed, rewrite
 
 _LOGGER = logging.getLogger(__name__)
+_DONE: Final = "# drsync: the initramfs were made with this"
+"""Stands where it came to its end: a run that was interrupted does it again."""
 _GRUB_CONFIGURATIONS: Final = ("/boot/grub2/grub.cfg", "/boot/grub/grub.cfg")
 
 
@@ -103,10 +105,21 @@ def fix_boot_loader(guest: Guest) -> Sequence[str]:
     if not guest.exists("/etc/default/grub"):
         return ["boot loader: it is not GRUB 2 with /etc/default/grub, and stays as it is"]
     root_uuid = guest.run("findmnt -n -o UUID / || true").strip()
-    text, changes = rewrite.grub_defaults(guest.read("/etc/default/grub"), root_uuid)
+    before = guest.read("/etc/default/grub")
+    text, changes = rewrite.grub_defaults(before, root_uuid)
     if not changes:
         return []
     guest.write("/etc/default/grub", text)
+    try:
+        _write_grub_configuration(guest)
+    except StepFailed:
+        guest.write("/etc/default/grub", before)  # so that another run does it again
+        raise
+    return [f"boot loader: {change}" for change in dict.fromkeys(changes)]
+
+
+def _write_grub_configuration(guest: Guest) -> None:
+    """Have GRUB's configuration written by the guest's own tool."""
     if guest.exists("/usr/sbin/grubby") or guest.exists("/sbin/grubby"):  # boot loader entries of Red Hat's
         guest.run(f"grubby --update-kernel=ALL --args='{rewrite.CONSOLE}'")
     elif guest.exists("/usr/sbin/update-grub"):
@@ -116,7 +129,6 @@ def fix_boot_loader(guest: Guest) -> Sequence[str]:
         if not target:
             raise StepFailed("there is no grub.cfg to write anew")
         guest.run(f"PATH=$PATH:/usr/sbin:/sbin; $(command -v grub2-mkconfig || command -v grub-mkconfig) -o {target}")
-    return [f"boot loader: {change}" for change in dict.fromkeys(changes)]
 
 
 def fix_initramfs(guest: Guest) -> Sequence[str]:
@@ -129,27 +141,30 @@ def fix_initramfs(guest: Guest) -> Sequence[str]:
 
 
 def _initramfs_tools(guest: Guest) -> Sequence[str]:
-    path = "/etc/initramfs-tools/modules"
-    before = guest.read(path) if guest.exists(path) else ""
-    text = rewrite.with_lines(before, rewrite.DRIVERS)
-    if text == before:
+    path, options = "/etc/initramfs-tools/modules", "/etc/initramfs-tools/conf.d/drsync-ec2"
+    # `most`, else a small one would be made for the hardware that this runs on, which is neither here nor there.
+    wanted = f"MODULES=most\n{_DONE}\n"
+    if guest.exists(options) and guest.read(options) == wanted:
         return []
-    guest.write(path, text)
-    # Else a small one would be made for the hardware that this runs on, which is neither here nor there.
-    guest.write("/etc/initramfs-tools/conf.d/drsync-ec2", "MODULES=most\n")
+    before = guest.read(path) if guest.exists(path) else ""
+    guest.write(path, rewrite.with_lines(before, rewrite.DRIVERS))
+    guest.write(options, "MODULES=most\n")
     guest.run("update-initramfs -u -k all")
+    guest.write(options, wanted)
     return ["initramfs: nvme and ena are in it (initramfs-tools)"]
 
 
 def _dracut(guest: Guest) -> Sequence[str]:
     path = "/etc/dracut.conf.d/drsync-ec2.conf"
-    if guest.exists(path):
+    options = f'hostonly="no"\nadd_drivers+=" {" ".join(rewrite.DRIVERS)} "\n'
+    if guest.exists(path) and guest.read(path) == f"{options}{_DONE}\n":
         return []
-    guest.write(path, f'hostonly="no"\nadd_drivers+=" {" ".join(rewrite.DRIVERS)} "\n')
+    guest.write(path, options)
     for version in guest.names("/lib/modules"):
         image = _dracut_image(guest, version)
         if image:
             guest.run(f"dracut --force --no-hostonly '{image}' '{version}'")
+    guest.write(path, f"{options}{_DONE}\n")
     return ["initramfs: nvme and ena are in it (dracut)"]
 
 

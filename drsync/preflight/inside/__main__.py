@@ -8,15 +8,17 @@ import importlib
 import os
 import resource
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
 
 from drsync.preflight.facts import MAX_FACTS_BYTES, Facts
-from drsync.preflight.inside import dissect_files, wire
+from drsync.preflight.inside import dissect_files, guestfs_files, wire
 from drsync.preflight.inside.files import FileSystem
 from drsync.preflight.inside.source import PIECE_BYTES, Source
 from drsync.preflight.inside.survey import Opener, survey
@@ -37,6 +39,7 @@ class _Outside:
     def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
         self._requests = requests
         self._answers = answers
+        self._lock = threading.Lock()
 
     def task(self) -> wire.Task:
         (length,) = wire.LENGTH.unpack(wire.exactly(self._answers, wire.LENGTH.size))
@@ -45,6 +48,10 @@ class _Outside:
         return msgspec.json.decode(wire.exactly(self._answers, length), type=wire.Task)
 
     def range(self, disk: int, offset: int, length: int) -> bytes:
+        with self._lock:  # libguestfs' disks are read by threads of their own
+            return self._range(disk, offset, length)
+
+    def _range(self, disk: int, offset: int, length: int) -> bytes:
         self._requests.write(wire.READ + wire.RANGE.pack(disk, offset, length))
         self._requests.flush()
         refused, size = wire.ANSWER.unpack(wire.exactly(self._answers, wire.ANSWER.size))
@@ -60,8 +67,9 @@ class _Outside:
                 Facts(reader=facts.reader, disks=facts.disks, problems=("too much was found",))
             )
         kind = wire.END if facts.complete else wire.FACTS
-        self._requests.write(kind + wire.LENGTH.pack(len(document)) + document)
-        self._requests.flush()
+        with self._lock:
+            self._requests.write(kind + wire.LENGTH.pack(len(document)) + document)
+            self._requests.flush()
 
 
 class _Disk:
@@ -71,6 +79,7 @@ class _Disk:
         self._outside = outside
         self._number = number
         self.size_bytes = size_bytes
+        self._lock = threading.Lock()
         self._pieces: OrderedDict[int, bytes] = OrderedDict()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -78,7 +87,8 @@ class _Disk:
         if offset < 0 or end <= offset:
             return b""
         first, last = offset // PIECE_BYTES, (end - 1) // PIECE_BYTES
-        data = b"".join(self._piece(number, last) for number in range(first, last + 1))
+        with self._lock:
+            data = b"".join(self._piece(number, last) for number in range(first, last + 1))
         return data[offset - first * PIECE_BYTES :][: end - offset]
 
     def _piece(self, number: int, last: int) -> bytes:
@@ -102,7 +112,7 @@ class _Dissect:
     name = "dissect"
     readable = dissect_files.READABLE
 
-    def open_files(self, kind: str, source: Source) -> FileSystem:
+    def open_files(self, kind: str, source: Source, _name: str) -> FileSystem:
         return dissect_files.open_files(kind, source)
 
     def logical_volumes(self, members: Sequence[Source]) -> Sequence[tuple[str, Source | None, str]]:
@@ -139,13 +149,23 @@ def main() -> None:
     os.dup2(2, 1)  # what anybody prints is no message
     outside = _Outside(requests, sys.stdin.buffer)
     task = outside.task()
+    disks = {disk.name: _Disk(outside, number, disk.size_bytes) for number, disk in enumerate(task.disks)}
+    survey(disks, _prepare(task, disks), outside.tell)
+
+
+def _prepare(task: wire.Task, disks: Mapping[str, Source]) -> Opener | None:
+    """What reads file systems; and the rights that it does not need are gone.
+
+    libguestfs starts a VM, which is a fence of its own, and needs the rights to do that.
+    """
     opener: Opener | None = None
     if task.reader == "dissect" and dissect_files.load():
         opener = _Dissect()
+    elif task.reader == "libguestfs" and guestfs_files.is_installed():
+        return guestfs_files.GuestfsOpener(disks, Path(task.directory))
     _load_the_rest()
     _give_up_rights(task)
-    disks = {disk.name: _Disk(outside, number, disk.size_bytes) for number, disk in enumerate(task.disks)}
-    survey(disks, opener, outside.tell)
+    return opener
 
 
 if __name__ == "__main__":

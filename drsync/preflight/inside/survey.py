@@ -35,8 +35,8 @@ class Opener(Protocol):
     name: str
     readable: frozenset[str]
 
-    def open_files(self, kind: str, source: Source) -> FileSystem:
-        """The files of a file system. Raises Unreadable."""
+    def open_files(self, kind: str, source: Source, name: str) -> FileSystem:
+        """The files of a file system on the volume `name`. Raises Unreadable."""
         ...
 
     def logical_volumes(self, members: Sequence[Source]) -> Sequence[tuple[str, Source | None, str]]:
@@ -166,7 +166,7 @@ def _open(found: _Found, held: _Held, opener: Opener) -> None:
     if held.fact.kind not in opener.readable:
         return
     try:
-        held.files = opener.open_files(held.fact.kind, held.source)
+        held.files = opener.open_files(held.fact.kind, held.source, held.fact.name)
         held.fact = msgspec.structs.replace(held.fact, read=True)
         if held.fact.kind == "vfat":
             held.fact = _with_loaders(Tree(held.files), held.fact)

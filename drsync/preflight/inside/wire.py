@@ -33,8 +33,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     disks: list[TaskDisk]
     memory_bytes: int
     cpu_s: int
-    reader: str = "dissect"
-    """Which implementation reads file systems; empty: none."""
+    reader: str
+    """Which implementation reads file systems: `dissect`, `libguestfs`, or none."""
+    directory: str
+    """Where temporary files may be; libguestfs finds its disks' sockets there (nbd_export.py)."""
 
 
 class Broken(Exception):
