@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from drsync.errors import FixFailed, FixUnavailable
+from drsync.preflight.facts import plain
 from drsync.preflight.fix import Image, StepFailed
 from drsync.preflight.fix.libguestfs import LibguestfsGuest, Unavailable, check_installed
 from drsync.preflight.fix.steps import STEPS
@@ -32,12 +33,12 @@ def prepare(vm: str, images: Sequence[Image], tell: Callable[[str], None]) -> Se
     try:
         with LibguestfsGuest(images) as guest:
             for step, do in STEPS:  # noqa: B007 - named in the error
-                for change in do(guest):
+                for change in map(plain, do(guest)):  # there are a guest's own words in it
                     changes.append(change)
                     tell(change)
             step = "closing the disks"
     except Unavailable as err:
         raise FixUnavailable(path=images[0].path, problem=err) from err
     except StepFailed as err:
-        raise FixFailed(vm=vm, path=images[0].path, step=step, problem=err) from err
+        raise FixFailed(vm=vm, path=images[0].path, step=step, problem=plain(err)) from err
     return changes

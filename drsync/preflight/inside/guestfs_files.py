@@ -3,8 +3,8 @@
     fence.py ─▶ nbd_export.py ─▶ libguestfs' VM (a kernel of its own, no network) ─▶ files
 
 The binding holds Python's lock while it waits for its disks: they must come from another process. It takes seconds with
-KVM and a minute or more without, so it comes second (docs/decisions/0005-reading-guests.md). The VM is the fence here: this
-process has to start programs and write temporary files, and still has no key.
+KVM and a minute or more without, so it comes second (docs/decisions/0005-reading-guests.md). The VM is the fence here:
+this process has to start programs and write temporary files, and still has no key.
 """
 
 import io
