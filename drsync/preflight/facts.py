@@ -11,6 +11,8 @@ import msgspec
 
 MAX_TEXT: Final = 512
 MAX_ITEMS: Final = 512
+JOURNAL_WAITS: Final = "its journal has not been played back"
+"""The problem of a volume that was in use when the point was taken; dissect reads it as it lies there."""
 MAX_FACTS_BYTES: Final = 4 * 1024 * 1024
 """Of the whole document: disks, volumes and lines of many files fit many times."""
 

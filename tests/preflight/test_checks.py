@@ -4,8 +4,20 @@ import pytest
 from memory_files import MemoryFiles
 
 from drsync.preflight.checks.limits import check_devices, check_limits
+from drsync.preflight.checks.reading import check_reading
 from drsync.preflight.checks.system import check_architecture, check_os_list
-from drsync.preflight.facts import BootCode, Disk, Facts, Kernel, Linux, Table, Volume, Windows, decode_facts
+from drsync.preflight.facts import (
+    JOURNAL_WAITS,
+    BootCode,
+    Disk,
+    Facts,
+    Kernel,
+    Linux,
+    Table,
+    Volume,
+    Windows,
+    decode_facts,
+)
 from drsync.preflight.findings import Verdict
 from drsync.preflight.inside.files import Tree
 from drsync.preflight.inside.linux import read_crypttab, read_fstab, read_linux
@@ -204,6 +216,14 @@ def test_windows_as_kvm_runs_it_needs_a_conversion() -> None:
 def test_a_windows_of_an_unknown_build_is_told() -> None:
     facts = Facts(windows=(Windows(root="vda2"),))
     assert check_os_list(Machine(disks={}), facts)[0].verdict is Verdict.UNKNOWN
+
+
+def test_a_file_system_that_was_in_use_is_told() -> None:
+    volume = Volume(name="vda1", disk="vda", size_bytes=1, kind="ext4", read=True, problem=JOURNAL_WAITS)
+    for reader, said in (("dissect", True), ("libguestfs", False)):
+        (finding,) = check_reading(Machine(disks={}), Facts(reader=reader, complete=True, volumes=(volume,)))
+        assert finding.verdict is Verdict.OK
+        assert ("vda1 was in use" in finding.reason) is said
 
 
 def test_facts_from_inside_are_checked() -> None:

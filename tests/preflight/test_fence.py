@@ -18,7 +18,7 @@ from drsync.preflight.machine import Machine
 from drsync.preflight.report import judge
 from drsync.units import KiB, MiB
 
-SHORT = Limits(time_s=25.0, cpu_s=10, memory_bytes=768 * MiB)
+SHORT = Limits(time_s=25.0, cpu_s=4, memory_bytes=768 * MiB)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def bios_gpt_disk(directory: Path, root: Path, *, core: bool = True) -> Path:
 
 def test_a_uefi_guest_with_the_fallback_loader_is_fine(tmp_path: Path, archive: bytes) -> None:
     fstab = f"UUID={ROOT_UUID} / ext4 defaults 0 1\nUUID=1234-5678 /boot/efi vfat umask=0077 0 1\n"
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive, fstab=fstab).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive, fstab=fstab).files())
     facts, findings = found(uefi_disk(tmp_path, GOOD_ESP, root))
     assert {worst(f) for f in findings.values()} == {Verdict.OK}, findings
     (disk,) = facts.disks
@@ -105,7 +105,7 @@ def test_a_uefi_guest_with_the_fallback_loader_is_fine(tmp_path: Path, archive: 
 def test_a_uefi_guest_that_only_its_own_nvram_boots_fails(
     esp: Files, reason: str, tmp_path: Path, archive: bytes
 ) -> None:
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive).files())
     _, findings = found(uefi_disk(tmp_path, esp, root), firmware=Firmware.UEFI)
     assert worst(findings["loader"]) is Verdict.FAILS
     assert reason in findings["loader"][0].reason
@@ -113,21 +113,21 @@ def test_a_uefi_guest_that_only_its_own_nvram_boots_fails(
 
 
 def test_grub_on_gpt_finds_its_core_in_the_bios_boot_partition(tmp_path: Path, archive: bytes) -> None:
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive).files())
     _, findings = found(bios_gpt_disk(tmp_path, root), firmware=Firmware.BIOS)
     assert findings["loader"][0].reason == "vda: grub, the BIOS boot partition (1)"
     assert {worst(f) for f in findings.values()} == {Verdict.OK}, findings
 
 
 def test_grub_without_its_core_fails(tmp_path: Path, archive: bytes) -> None:
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive).files())
     _, findings = found(bios_gpt_disk(tmp_path, root, core=False), firmware=Firmware.BIOS)
     assert worst(findings["loader"]) is Verdict.FAILS
     assert "sector 2048 is empty" in findings["loader"][0].reason
 
 
 def test_the_copy_of_a_damaged_gpt_is_read(tmp_path: Path, archive: bytes) -> None:
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive).files())
     disk = bios_gpt_disk(tmp_path, root)
     with disk.open("r+b") as file:
         file.seek(520)
@@ -148,7 +148,7 @@ def test_a_guest_on_lvm_is_found_and_its_boot_partition_is_mounted(tmp_path: Pat
     guest.command_line = "root=/dev/mapper/my--vg-root console=ttyS0"
     files = guest.files()
     boot = {name.removeprefix("/boot"): files.pop(name) for name in list(files) if name.startswith("/boot/")}
-    root = make_ext4(tmp_path / "root.img", 48 * MiB, files)
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, files)
     boot_image = make_ext4(tmp_path / "boot.img", 16 * MiB, boot, label="boot", uuid=ROOT_UUID.replace("1", "9"))
     volume = lvm_physical_volume(tmp_path / "pv.img", 96 * MiB, "my-vg", {"root": root})
     table = f"label: gpt\nstart=2048, size=16MiB, type={GPT_ROOT}\nsize=100MiB, type={LVM}\n"
@@ -185,7 +185,7 @@ def test_a_btrfs_root_may_be_in_a_directory_of_its_own(tmp_path: Path, archive: 
 
 
 def test_logical_partitions_are_found(tmp_path: Path, archive: bytes) -> None:
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, DebianGuest(initramfs=archive).files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, DebianGuest(initramfs=archive).files())
     table = "label: dos\nstart=2048, size=8MiB, type=82\nstart=20480, size=80MiB, type=5\n"
     table += "start=22528, size=70MiB, type=83\n"
     disk = make_disk(tmp_path / "disk.raw", 96 * MiB, table, {22528 * 512: root})
@@ -254,7 +254,7 @@ def test_each_finding(
     guest = DebianGuest(initramfs=archive)
     for name, value in change.items():
         setattr(guest, name, value)
-    root = make_ext4(tmp_path / "root.img", 64 * MiB, guest.files())
+    root = make_ext4(tmp_path / "root.img", 24 * MiB, guest.files())
     _, findings = found(root)
     assert worst(findings[check]) is verdict, findings[check]
     assert any(reason in f.reason for f in findings[check])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from drsync.preflight.facts import Facts
+from drsync.preflight.facts import JOURNAL_WAITS, Facts
 from drsync.preflight.findings import Finding, ok, unknown
 from drsync.preflight.machine import Machine
 
@@ -24,4 +24,12 @@ def check_reading(_machine: Machine, facts: Facts) -> Sequence[Finding]:
         )
     if not facts.complete and not facts.problems:
         found.append(unknown(check, "the search of the disks did not come to its end", "the same again"))
-    return found or [ok(check, f"all file systems that were looked for could be read ({facts.reader})")]
+    return found or [
+        ok(check, f"all file systems that were looked for could be read ({facts.reader}){_waiting(facts)}")
+    ]
+
+
+def _waiting(facts: Facts) -> str:
+    """Which file systems were in use: what changed in the last seconds may lie in their journals only."""
+    names = [v.name for v in facts.volumes if v.problem == JOURNAL_WAITS] if facts.reader == "dissect" else []
+    return f"; {', '.join(names)} was in use, its journal is not played back" if names else ""

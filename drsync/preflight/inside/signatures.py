@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from drsync.preflight.facts import plain
+from drsync.preflight.facts import JOURNAL_WAITS, plain
 from drsync.preflight.inside.source import Source
 
 _HEAD_BYTES: Final = 0x11000
@@ -66,7 +66,7 @@ def _ext(head: bytes) -> Signature | None:
     kind = "ext2"
     if compatible & _EXT_JOURNAL:
         kind = "ext4" if incompatible & (_EXT_EXTENTS | _EXT_64BIT) else "ext3"
-    note = "its journal has not been played back" if incompatible & _EXT_RECOVER else ""
+    note = JOURNAL_WAITS if incompatible & _EXT_RECOVER else ""
     return Signature(kind=kind, uuid=str(uuid.UUID(bytes=block[104:120])), label=_text(block[120:136]), note=note)
 
 
