@@ -129,8 +129,16 @@ def test_initramfs_tools() -> None:
     guest = MemoryGuest({"/usr/sbin/update-initramfs": "x", "/etc/initramfs-tools/modules": "# x\nvirtio_blk\nnvme\n"})
     assert fix_initramfs(guest)
     assert guest.files["/etc/initramfs-tools/modules"] == "# x\nvirtio_blk\nnvme\nena\n"
-    assert guest.files["/etc/initramfs-tools/conf.d/drsync-ec2"].startswith("MODULES=most\n")
+    assert "MODULES" not in guest.files["/etc/initramfs-tools/conf.d/drsync-ec2"]
     assert guest.commands == ["update-initramfs -u -k all"]
+    assert fix_initramfs(guest) == []
+
+
+def test_an_initramfs_for_its_own_hardware_becomes_one_for_any() -> None:
+    files = {"/usr/sbin/update-initramfs": "x", "/etc/initramfs-tools/initramfs.conf": "# x\nMODULES=dep\n"}
+    guest = MemoryGuest(files)
+    assert fix_initramfs(guest)
+    assert guest.files["/etc/initramfs-tools/conf.d/drsync-ec2"].startswith("MODULES=most\n")
     assert fix_initramfs(guest) == []
 
 

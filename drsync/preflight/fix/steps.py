@@ -142,16 +142,25 @@ def fix_initramfs(guest: Guest) -> Sequence[str]:
 
 def _initramfs_tools(guest: Guest) -> Sequence[str]:
     path, options = "/etc/initramfs-tools/modules", "/etc/initramfs-tools/conf.d/drsync-ec2"
-    # `most`, else a small one would be made for the hardware that this runs on, which is neither here nor there.
-    wanted = f"MODULES=most\n{_DONE}\n"
-    if guest.exists(options) and guest.read(options) == wanted:
+    if guest.exists(options) and _DONE in guest.read(options):
         return []
     before = guest.read(path) if guest.exists(path) else ""
     guest.write(path, rewrite.with_lines(before, rewrite.DRIVERS))
-    guest.write(options, "MODULES=most\n")
+    # `dep` would be made for the hardware that this runs on, which is neither here nor there.
+    choice = "MODULES=most\n" if _is_made_for_its_hardware(guest) else ""
+    guest.write(options, choice)
     guest.run("update-initramfs -u -k all")
-    guest.write(options, wanted)
+    guest.write(options, f"{choice}{_DONE}\n")
     return ["initramfs: nvme and ena are in it (initramfs-tools)"]
+
+
+def _is_made_for_its_hardware(guest: Guest) -> bool:
+    directory = "/etc/initramfs-tools"
+    files = [
+        f"{directory}/initramfs.conf",
+        *(f"{directory}/conf.d/{name}" for name in guest.names(f"{directory}/conf.d")),
+    ]
+    return any(re.search(r"^\s*MODULES=[\"']?dep", guest.read(f), re.MULTILINE) for f in files if guest.exists(f))
 
 
 def _dracut(guest: Guest) -> Sequence[str]:
