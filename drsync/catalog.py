@@ -211,6 +211,21 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightTold:
+    """What the last check of a VM's points for another place came to."""
+
+    target: str
+    point: int
+    checked_at: datetime
+    verdict: str
+    fails: int
+    warnings: int
+    unknown: int
+    reason: str
+    """The first of what keeps it from coming up; empty if nothing does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmStatus:
     """What `drsync status` says of a VM."""
 
@@ -227,6 +242,8 @@ class VmStatus:
     """How far it is, if this host is seeding the VM."""
     error: str
     error_time: str
+    preflight: PreflightTold | None = None
+    """None: no point of it was ever checked on this host."""
 
 
 def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> float:

@@ -18,7 +18,7 @@ import msgspec
 
 from drsync import catalog
 from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_point, run_cycle
-from drsync.catalog import Point, VmStatus
+from drsync.catalog import Point, PreflightTold, VmStatus
 from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
     CaptureRunning,
@@ -30,6 +30,7 @@ from drsync.errors import (
     PointLost,
     RepositoryExists,
     SourceError,
+    SpoolError,
     TargetExists,
     UnknownDisk,
     UnknownPoint,
@@ -46,6 +47,9 @@ from drsync.log import Log, Segment
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
 from drsync.pace import TokenBucket
+from drsync.preflight.findings import Verdict
+from drsync.preflight.report import KEPT_NAME, Report
+from drsync.preflight.run import preflight
 from drsync.protection import Protection, libvirt_needed
 from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
@@ -58,7 +62,6 @@ from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_f
 from drsync.verify import VmReport, verify
 
 _LOGGER = logging.getLogger(__name__)
-
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
 _NO_REPOSITORY: Final = "00000000"
@@ -458,6 +461,7 @@ class Session:
             seed=seed,
             error=error,
             error_time=error_time,
+            preflight=_told(spool.noted(KEPT_NAME, Report)),
         )
 
     def _newest_point(self, vm: str, known_seq: int) -> Point | None:
@@ -542,6 +546,21 @@ class Session:
             live_bytes=image.live_bytes(name),
         )
 
+    def preflight(self, vm: str, *, number: int | None = None, at: datetime | None = None, reader: str = "") -> Report:
+        """Whether a point, else the newest, would come up in EC2; the result is kept in this host's spool.
+
+        Raises:
+            UnknownVm, UnknownPoint, PointLost: see find_point.
+            ObjectMissing, ObjectDamaged, StoreError: the disks can't be read.
+        """
+        point, image = self.find_point(vm, number=number, at=at)
+        report = preflight(self.log(vm).objects, point, image, self.clock, reader=reader)
+        try:
+            self.spool.vm(vm).note(KEPT_NAME, report)
+        except SpoolError as err:  # a machine that only recovers need not have a spool
+            _LOGGER.warning("vm=%s the result is not kept: %s", vm, err)
+        return report
+
     def restore(self, request: RestoreRequest, plan: RestorePlan, progress: Progress) -> None:
         """Write the disks and the definition of a planned restore.
 
@@ -562,6 +581,22 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _told(report: Report | None) -> PreflightTold | None:
+    if report is None:
+        return None
+    counts = report.counts
+    return PreflightTold(
+        target=report.target,
+        point=report.point,
+        checked_at=report.checked_at,
+        verdict=report.verdict,
+        fails=counts[Verdict.FAILS],
+        warnings=counts[Verdict.WARNING],
+        unknown=counts[Verdict.UNKNOWN],
+        reason=next((f.reason for f in report.findings if f.verdict is Verdict.FAILS), ""),
+    )
 
 
 def _seeded(result: Outcome | Exception, seed: Callable[[], Outcome]) -> Outcome | Exception:

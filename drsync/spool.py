@@ -7,6 +7,7 @@
     <spool>/<vm>/seed.journal               what was sent of a VM that is being seeded (journal.py)
     <spool>/<vm>/.live/                     the socket through which its disks are read meanwhile
     <spool>/<vm>/held.json                  a guest is held still: let it go (hold.py)
+    <spool>/<vm>/preflight.json             whether its newest checked point would boot elsewhere (preflight/report.py)
     <spool>/<vm>/<capture id>/capture.json  what the capture is, once it is complete
     <spool>/<vm>/<capture id>/<disk>.qcow2  its layers
 
@@ -242,6 +243,19 @@ class VmSpool:
         """Remove the note: the guest is known to run freely."""
         with translated(self.path):
             (self.path / "held.json").unlink(missing_ok=True)
+
+    def note(self, name: str, record: msgspec.Struct) -> None:
+        """Store a record under a file name, over the one before: it is for people, and losing it costs nothing."""
+        with translated(self.path):
+            _make_directory(self.path)
+            _write_over(self.path / name, msgspec.json.encode(record))
+
+    def noted(self, name: str, kind: type[_Record]) -> _Record | None:
+        """The record under a file name; None if there is none, or none of this kind."""
+        try:
+            return _read(self.path / name, kind)
+        except _UNREADABLE:
+            return None
 
     def check_room(self, copy_bytes: int) -> None:
         """Check that a capture of `copy_bytes` leaves the reserve free.

@@ -22,6 +22,7 @@ dev_packages=(
     shellcheck
     libvirt-daemon-system libvirt-clients # tests start libvirtds of their own
     swtpm swtpm-tools ovmf syslinux-efi   # domains with a TPM, and with UEFI
+    xfsprogs btrfs-progs lvm2 ntfs-3g lz4 # guests' disks to look into
 )
 commands=(
     qemu-system-x86_64 qemu-storage-daemon qemu-img qemu-io qemu-nbd

@@ -19,6 +19,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "--output": ("image",),
     "--disk": ("image",),
     "--overwrite": ("image",),
+    "--fix-guest": ("image",),
     "--format": ("image", "libvirt"),
     "--point": _TARGETS,
     "--at": _TARGETS,
@@ -64,6 +65,7 @@ class Options:
     image_format: str | None
     disks: tuple[str, ...]
     overwrite: bool
+    fix_guest: str | None
     uri: str
     name: str | None
     pool: str | None
@@ -153,6 +155,11 @@ def read_tags(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, .
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="image: the directory.")
 @click.option("--disk", "disks", multiple=True, metavar="NAME", help="image: just this disk; may be given again.")
 @click.option("--overwrite", is_flag=True, help="image: replace files that exist.")
+@click.option(
+    "--fix-guest",
+    type=click.Choice(["ec2"]),
+    help="image: prepare the restored guest for EC2: initramfs, fstab, network, console (docs/preflight.md).",
+)
 @click.option("--uri", default="qemu:///system", show_default=True, help="libvirt: the host.")
 @click.option("--name", metavar="NEW", help="Another name; a domain is then a copy, with a uuid of its own.")
 @click.option("--pool", help="libvirt: the storage pool for the disks; else the VM's own, else `default`.")
@@ -261,5 +268,7 @@ def _check_way(ctx: click.Context, options: Options, way: str) -> None:
         raise click.UsageError("--private-ip and --keep-ip both choose the address: give one of them")
     if options.instance_type is not None and options.families:
         raise click.UsageError("--instance-type and --family both choose the type: give one of them")
+    if options.fix_guest is not None and options.disks:
+        raise click.UsageError("--fix-guest needs all disks of the VM: it can't be given with --disk")
     if options.pool is not None and options.disk_dir is not None:
         raise click.UsageError("--pool and --disk-dir both choose the place: give one of them")

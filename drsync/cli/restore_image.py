@@ -1,9 +1,12 @@
 """`drsync restore VM --to image`: the disks as files."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drsync.cli import render, views
 from drsync.cli.app import App
+from drsync.preflight.fix import Image
+from drsync.preflight.fix.prepare import check_available, prepare
 from drsync.session import RestorePlan, RestoreRequest
 from drsync.target.image import ImageFormat
 from drsync.units import format_duration, format_size
@@ -27,16 +30,29 @@ def restore_image(app: App, options: "Options") -> None:
     )
     session = app.session()
     plan = session.plan_restore(request)
+    if options.fix_guest is not None:
+        check_available(plan.disks[0].path)
     took_s: float | None = None
+    changes: Sequence[str] = ()
     if not options.dry_run:
         started_s = app.clock.monotonic_s()
         with render.progress(app.clock) as progress:
             session.restore(request, plan, progress)
+        if options.fix_guest is not None:
+            changes = _fix(request, plan)
         took_s = app.clock.monotonic_s() - started_s
     if app.as_json:
-        render.document(views.restore(request, plan, took_s=took_s))
+        document = views.restore(request, plan, took_s=took_s)
+        render.document({**document, "guest_changes": list(changes) if options.fix_guest and took_s else None})
     else:
         _print(request, plan, took_s)
+
+
+def _fix(request: RestoreRequest, plan: RestorePlan) -> Sequence[str]:
+    """Prepare the restored guest for EC2; what was changed is told as it happens."""
+    images = [Image(path=disk.path, format=request.image_format) for disk in plan.disks]
+    render.note("preparing the guest for EC2, in a small VM of its own (minutes, if this host has no KVM)")
+    return prepare(request.vm, images, render.note)
 
 
 def _print(request: RestoreRequest, plan: RestorePlan, took_s: float | None) -> None:

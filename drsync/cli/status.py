@@ -2,13 +2,13 @@
 
 import click
 
-from drsync.catalog import VmStatus
+from drsync.catalog import PreflightTold, VmStatus
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.journal import SeedProgress
 from drsync.units import format_duration, format_size
 
-COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "last error")
+COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "preflight", "last error")
 
 
 @click.command("status")
@@ -17,7 +17,8 @@ COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "last 
 def command(app: App) -> None:
     """Show how well each VM is protected.
 
-    Its newest point, the lag of that against the RPO, its spool, how far its seed is, its last error.
+    Its newest point, the lag of that against the RPO, its spool, how far its seed is, what its last preflight came to,
+    its last error.
     """
     found = app.session().status()
     if app.as_json:
@@ -36,8 +37,17 @@ def _row(status: VmStatus) -> tuple[str, ...]:
         "-" if status.rpo_s is None else format_duration(status.rpo_s),
         format_size(status.spool_bytes),
         "-" if status.seed is None else _seed(status.seed),
+        "-" if status.preflight is None else _preflight(status.preflight),
         status.error,
     )
+
+
+def _preflight(told: PreflightTold) -> str:
+    """What the last check came to, and of which point."""
+    found = [
+        f"{n} {word}" for n, word in ((told.fails, "fail"), (told.unknown, "unknown"), (told.warnings, "warn")) if n
+    ]
+    return f"{told.target}: {', '.join(found) or 'ok'} (point {told.point})"
 
 
 def _seed(seed: SeedProgress) -> str:

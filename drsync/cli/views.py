@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from drsync.errors import DrsyncError
 
 if TYPE_CHECKING:  # values of modules that only some commands need
-    from drsync.catalog import GroupPoint, GroupTold, Point, VmStatus
+    from drsync.catalog import GroupPoint, GroupTold, Point, PreflightTold, VmStatus
     from drsync.journal import SeedProgress
+    from drsync.preflight.report import Report
     from drsync.recovery.cloud.cost import Cost
     from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
@@ -119,6 +120,39 @@ def status(value: "VmStatus") -> Document:
         "seed": None if value.seed is None else _seed(value.seed),
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
+        "preflight": None if value.preflight is None else _preflight_told(value.preflight),
+    }
+
+
+def _preflight_told(value: "PreflightTold") -> Document:
+    return {
+        "to": value.target,
+        "point": value.point,
+        "checked": instant(value.checked_at),
+        "verdict": value.verdict,
+        "fails": value.fails,
+        "warnings": value.warnings,
+        "unknown": value.unknown,
+        "reason": value.reason or None,
+    }
+
+
+def preflight(value: "Report") -> Document:
+    """Whether a point would come up elsewhere."""
+    return {
+        "vm": value.vm,
+        "to": value.target,
+        "point": value.point,
+        "time": instant(value.point_time),
+        "checked": instant(value.checked_at),
+        "verdict": value.verdict,
+        "reader": value.reader or None,
+        "findings": [
+            {"check": f.check, "verdict": f.verdict, "reason": f.reason, "action": f.action or None}
+            for f in value.findings
+        ],
+        "read_bytes": value.read_bytes,
+        "took_seconds": value.took_s,
     }
 
 

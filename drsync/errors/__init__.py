@@ -30,6 +30,8 @@ from drsync.errors.cloud import (
     CloudNotFound,
     CloudRefused,
     CloudUnavailable,
+    FixFailed,
+    FixUnavailable,
     GuestNotImportable,
     ImageUnfit,
     ImportCancelled,
@@ -38,6 +40,7 @@ from drsync.errors.cloud import (
     ImportTimeout,
     InstanceNotUp,
     SnapshotFailed,
+    WontBoot,
 )
 from drsync.errors.config import (
     ConfigError,
@@ -145,6 +148,8 @@ __all__ = [
     "DomainMissing",
     "DrsyncError",
     "Fenced",
+    "FixFailed",
+    "FixUnavailable",
     "FreezeFailed",
     "GuestError",
     "GuestHeld",
@@ -209,6 +214,7 @@ __all__ = [
     "UnknownPoint",
     "UnknownVm",
     "VolumeExists",
+    "WontBoot",
     "WrongKey",
     "WrongRecoveryKey",
 ]

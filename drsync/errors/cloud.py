@@ -143,3 +143,29 @@ class ImageUnfit(CloudError):
     code = 115
     template = "disk {disk} can't go through VM Import: {problem}"
     remedy_template = "use --via ebs instead of --via vm-import: it takes disks of any content up to 64 TiB"
+
+
+class WontBoot(CloudError):
+    """The point would not boot in EC2, as far as can be seen; nothing was written."""
+
+    code = 118
+    template = "VM {vm} would not come up in EC2 from point {point}: {problems}"
+    remedy_template = "drsync preflight {vm} --to ec2 --point {point}   (says what to do about each)"
+
+
+class FixUnavailable(CloudError):
+    """What changes a guest's disks offline is not installed, or does not work here; nothing was written."""
+
+    code = 119
+    template = "can't prepare the guest on {path}: {problem}"
+    remedy_template = "apt install python3-guestfs libguestfs-tools   (then: libguestfs-test-tool)"
+
+
+class FixFailed(CloudError):
+    """The guest on a restored copy could not be prepared; the copy may be half changed, the repository is untouched."""
+
+    code = 120
+    template = "preparing the guest on {path} failed at {step}: {problem}"
+    remedy_template = (
+        "drsync restore {vm} --to image --output OTHER-DIRECTORY   (without --fix-guest; then repair by hand)"
+    )
