@@ -108,6 +108,7 @@ def test_status_tells_state_lag_and_error(cli: Cli, vm: StorageDaemon) -> None:
         "rpo_seconds",
         "spool_bytes",
         "seed",
+        "preflight",
         "error",
         "error_time",
     }
