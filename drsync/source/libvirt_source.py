@@ -272,7 +272,7 @@ class LibvirtSource:
         try:
             check_pull(self._domain, xml, disks, self._options.pull)
         except (LiveUnavailable, LibraryMissing) as err:
-            log.info("vm=%s QEMU copies by itself, which the guest may feel: %s", self._options.vm, err)
+            log.debug("vm=%s QEMU copies by itself, which the guest may feel: %s", self._options.vm, err)
             return False
         return True
 
