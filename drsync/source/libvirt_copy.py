@@ -105,6 +105,8 @@ class PulledCopy:
             )
             try:
                 write_layer(reader, layers[disk.name], disk, went_on)
+            except TimeoutError:  # is an OSError, but not of the layer
+                raise
             except OSError as err:
                 problem = f"{layers[disk.name]}: {err.strerror}"
                 raise CaptureFailed(vm=self._job.vm, operation="copying", problem=problem) from err

@@ -303,7 +303,11 @@ class LibvirtSource:
                 except LiveUnavailable as err:  # the instant is over: the next capture is QEMU's own
                     self._unserved.write_text(self.incarnation())
                     raise self._failed("virDomainBackupBegin", str(err)) from err
-            copy.write(layers, watch, deadline_s=deadline_s)
+            try:
+                copy.write(layers, watch, deadline_s=deadline_s)
+            except SourceLost as err:  # QEMU hangs up, too, when it can't read a disk
+                self._domain.check_run("reading")
+                raise self._failed("reading", f"a disk can't be read, it seems: {err.fields['problem']}") from err
         return time
 
     def _push(
