@@ -321,14 +321,12 @@ class LibvirtSource:
         watch: Watch,
         deadline_s: float,
     ) -> datetime:
-        made = []
         for disk in disks:
             make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
-            made.append(layers[disk.name])
         with self._jobs.watched() as ended:
             time = self._begin(capture, self._plan(base, disks, layers, xml), xml, instant)
             self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
-        wait_until_closed(made, self._clock)
+        wait_until_closed([layers[disk.name] for disk in disks], self._clock)
         return time
 
     def _plan(

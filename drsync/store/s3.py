@@ -24,6 +24,7 @@ import boto3.session
 from botocore.config import Config
 
 from drsync import __version__
+from drsync.boto import FOREIGN
 from drsync.errors import (
     ObjectDamaged,
     StoreMisconfigured,
@@ -33,7 +34,7 @@ from drsync.model import Pace
 from drsync.store import Bytes, ObjectInfo, Tail
 from drsync.store.body import BodyReader
 from drsync.store.key import check_key, check_prefix, is_key
-from drsync.store.s3_errors import FOREIGN, translate
+from drsync.store.s3_errors import translate
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest

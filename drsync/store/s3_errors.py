@@ -1,15 +1,13 @@
 """What botocore raises, in the words of drsync's error tree: the one place where the two meet."""
 
-import socket
-import ssl
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
-import urllib3.exceptions
 from botocore import exceptions as aws
 from botocore.parsers import ResponseParserError
 
+from drsync.boto import DENIED, UNAVAILABLE, is_lasting, one_line
 from drsync.errors import (
     DrsyncError,
     ObjectDamaged,
@@ -20,31 +18,6 @@ from drsync.errors import (
     StoreMisconfigured,
     StoreUnavailable,
     StoreUnsafe,
-)
-
-FOREIGN = (aws.BotoCoreError, aws.ClientError, ResponseParserError, urllib3.exceptions.HTTPError, OSError)
-"""All that a call can raise; reading a body can also raise what is below botocore."""
-
-_UNAVAILABLE = (
-    aws.ConnectionError,
-    aws.HTTPClientError,
-    aws.IncompleteReadError,
-    aws.MetadataRetrievalError,
-    ResponseParserError,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
-
-_DENIED = (
-    aws.NoCredentialsError,
-    aws.PartialCredentialsError,
-    aws.CredentialRetrievalError,
-    aws.NoAuthTokenError,
-    aws.TokenRetrievalError,
-    aws.SSOError,
-    getattr(aws, "LoginError", aws.SSOError),  # newer than the oldest botocore that drsync runs with
-    aws.RefreshWithMFAUnsupportedError,
-    aws.UnknownCredentialError,
 )
 
 
@@ -98,10 +71,10 @@ def translate(err: Exception, *, url: str, operation: str, key: str) -> DrsyncEr
     """The error of drsync's tree that a foreign exception means; no secret gets into its message."""
     if isinstance(err, aws.ClientError):
         return _translate_reply(err.response, url=url, operation=operation, key=key)
-    problem = "the reply is not one of S3" if isinstance(err, ResponseParserError) else _clean(str(err))
-    if isinstance(err, _DENIED):
+    problem = "the reply is not one of S3" if isinstance(err, ResponseParserError) else _one_line(str(err))
+    if isinstance(err, DENIED):
         return StoreDenied(url=url, operation=f"{operation} {key}", problem=problem)
-    if isinstance(err, _UNAVAILABLE) and not _is_lasting(err):
+    if isinstance(err, UNAVAILABLE) and not is_lasting(err):
         return StoreUnavailable(url=url, problem=problem)
     return StoreMisconfigured(url=url, problem=problem)
 
@@ -109,7 +82,7 @@ def translate(err: Exception, *, url: str, operation: str, key: str) -> DrsyncEr
 def _translate_reply(response: Mapping[str, Any], *, url: str, operation: str, key: str) -> DrsyncError:
     error = response.get("Error", {})
     code = str(error.get("Code", ""))
-    problem = _clean(f"{code}: {error.get('Message', '')}")
+    problem = _one_line(f"{code}: {error.get('Message', '')}")
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     result: DrsyncError
     match _meaning(code, status):
@@ -139,24 +112,5 @@ def _meaning(code: str, status: int) -> _Meaning:
     return _BY_CODE.get(code) or _BY_STATUS.get(status, otherwise)
 
 
-def _is_lasting(err: BaseException) -> bool:
-    """Whether a failed connection will fail again: nobody has that name, or the certificate is not trusted."""
-    for cause in _causes(err):
-        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            return True
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-    return False
-
-
-def _causes(err: BaseException) -> list[BaseException]:
-    """An exception and what it came from; botocore and urllib3 wrap it several times."""
-    found = [err]
-    while len(found) < 10 and (cause := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(cause)
-    return found
-
-
-def _clean(text: str) -> str:
-    """One short line that can be printed, whatever the other side sent."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
+def _one_line(text: str) -> str:
+    return one_line(text, 300)

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pytest
 from command_line import Cli
 from idle_domain import IdleDomain
 from libvirt_site import LibvirtSite
+from live_content import content_of
 
 from drsync.errors import LiveUnavailable
 from drsync.model import BLOCK_SIZE, Kind, NoPace, new_capture_id
-from drsync.source import Base, BaseDisk, DiskSurvey, LiveView, Source
+from drsync.source import Base, BaseDisk, DiskSurvey, Source
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
 from drsync.source.libvirt_source import LibvirtOptions, open_source
@@ -47,22 +47,6 @@ def record(source: Source, base: Base | None = None) -> tuple[list[DiskSurvey], 
     return surveys, Base(capture=capture, disks=disks, definition=definition)
 
 
-def content_of(view: LiveView, disk: str) -> tuple[bytes, set[int], set[int]]:
-    """What a view says of a disk: its bytes where it belongs to the view, and which blocks hold data or are zeros."""
-    blocks = -(-SIZES[disk] // BLOCK_SIZE)
-    reader = view.reader(disk)
-    try:
-        presence = reader.presence(0, blocks)
-        held = np.flatnonzero(presence.holds)
-        content = bytearray(blocks * BLOCK_SIZE)
-        for numbers, raw in reader.read(held):
-            for row, block in enumerate(numbers.tolist()):
-                content[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = raw[row * BLOCK_SIZE : (row + 1) * BLOCK_SIZE]
-    finally:
-        reader.close()
-    return bytes(content[: SIZES[disk]]), set(held.tolist()), set(np.flatnonzero(presence.zeros).tolist())
-
-
 def test_all_of_a_disk_is_read_and_what_reads_as_zeros_is_not(domain: IdleDomain, tmp_path: Path) -> None:
     domain.io("vda", "write -P 5 0 3M", "write -P 6 10M 1024", f"write -P 9 {20 * MIB} 1536", "write -z 1M 1M")
     domain.io("vdb", "write -P 7 100k 1M")
@@ -71,11 +55,11 @@ def test_all_of_a_disk_is_read_and_what_reads_as_zeros_is_not(domain: IdleDomain
         source.check_live(surveys)
         view = source.open_live(None, surveys, pace=NoPace())
         for disk, size_bytes in SIZES.items():
-            content, held, zeros = content_of(view, disk)
+            content, held, zeros = content_of(view, disk, size_bytes)
             assert content == domain.read(disk)
             assert held | zeros == set(range(-(-size_bytes // BLOCK_SIZE)))
             assert not held & zeros
-        assert set(range(16, 32)) <= content_of(view, "vda")[2]
+        assert set(range(16, 32)) <= content_of(view, "vda", SIZES["vda"])[2]
         assert domain.job() == "Unbounded"
         view.close()
         assert domain.job() == "None"
@@ -91,12 +75,12 @@ def test_a_view_of_an_increment_tells_of_what_was_written_and_zeroed_since(domai
         assert {d.kind for d in surveys} == {Kind.INCREMENTAL}
         view = source.open_live(base, surveys, pace=NoPace())
         domain.io("vda", "write -P 4 512k 64k")  # is in the bitmaps that record now, not in the view
-        content, held, zeros = content_of(view, "vda")
+        content, held, zeros = content_of(view, "vda", SIZES["vda"])
         assert held | zeros >= {1, 16, 32, 320}
         assert 8 not in held
         assert {16, 32} <= zeros
         assert content[BLOCK_SIZE : 2 * BLOCK_SIZE] == b"\x08" * BLOCK_SIZE
-        assert content_of(view, "vdb")[1:] == (set(), set())
+        assert content_of(view, "vdb", SIZES["vdb"])[1:] == (set(), set())
         view.close()
 
 
@@ -128,7 +112,7 @@ def test_c6_somebody_elses_nbd_server_is_never_touched(domain: IdleDomain, tmp_p
         assert {d.kind for d in source.survey(base)} == {Kind.INCREMENTAL}
         domain.execute("nbd-server-stop")  # it is there still
         view = source.open_live(None, surveys, pace=NoPace())
-        assert content_of(view, "vdb")[0] == domain.read("vdb")
+        assert content_of(view, "vdb", SIZES["vdb"])[0] == domain.read("vdb")
         view.close()
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from live_content import content_of
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.errors import CaptureFailed, LibraryMissing, LiveUnavailable, SourceLost
 from drsync.model import BLOCK_SIZE, Kind, NoPace, new_capture_id
-from drsync.source import Base, BaseDisk, DiskSurvey, LiveView, Source
+from drsync.source import Base, BaseDisk, DiskSurvey, Source
 from drsync.source.bitmap import Owner
 from drsync.source.qmp import QmpOptions, QmpSource
 
@@ -40,23 +41,6 @@ def opened(daemon: StorageDaemon) -> QmpSource:
         live_directory=daemon.directory / ".live",
     )
     return QmpSource(options)
-
-
-def content_of(view: LiveView, disk: str) -> tuple[bytes, set[int], set[int]]:
-    """What a view says of a disk: its bytes where it belongs to the view, and which blocks hold data or are zeros."""
-    blocks = -(-SIZES[disk] // BLOCK_SIZE)
-    reader = view.reader(disk)
-    try:
-        presence = reader.presence(0, blocks)
-        held = np.flatnonzero(presence.holds)
-        content = bytearray(blocks * BLOCK_SIZE)
-        for numbers, raw in reader.read(held):
-            for row, block in enumerate(numbers.tolist()):
-                content[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = raw[row * BLOCK_SIZE : (row + 1) * BLOCK_SIZE]
-    finally:
-        reader.close()
-    assert not any(content[SIZES[disk] :])
-    return bytes(content[: SIZES[disk]]), set(held.tolist()), set(np.flatnonzero(presence.zeros).tolist())
 
 
 def base_of(surveys: list[DiskSurvey], capture: str) -> Base:
@@ -95,11 +79,11 @@ def test_c7_all_of_a_disk_is_read_and_what_reads_as_zeros_is_not(daemon: Storage
         surveys, _ = record(source)
         view = source.open_live(None, surveys, pace=NoPace())
         for disk, size_bytes in SIZES.items():
-            content, held, zeros = content_of(view, disk)
+            content, held, zeros = content_of(view, disk, size_bytes)
             assert content == daemon.read(disk)
             assert held | zeros == set(range(-(-size_bytes // BLOCK_SIZE)))
             assert not held & zeros
-        assert set(range(16, 32)) <= content_of(view, "root")[2]
+        assert set(range(16, 32)) <= content_of(view, "root", SIZES["root"])[2]
         view.close()
     assert things(daemon)[0] == []
     assert nbd_is_free(daemon)
@@ -115,11 +99,11 @@ def test_c8_a_view_of_an_increment_tells_of_what_was_written_and_zeroed_since(da
         assert {d.kind for d in surveys} == {Kind.INCREMENTAL}
         daemon.io("root", "write -P 4 512k 64k")  # is in the bitmaps that record now, not in the view
         view = source.open_live(base, surveys, pace=NoPace())
-        content, held, zeros = content_of(view, "root")
+        content, held, zeros = content_of(view, "root", SIZES["root"])
         assert held | zeros >= {1, 16, 32, 320}
         assert {16, 32} <= zeros
         assert content[BLOCK_SIZE : 2 * BLOCK_SIZE] == b"\x08" * BLOCK_SIZE
-        assert content_of(view, "data")[1:] == (set(), set())
+        assert content_of(view, "data", SIZES["data"])[1:] == (set(), set())
         view.close()
 
 
@@ -171,7 +155,7 @@ def test_c6_others_who_export_through_our_server_keep_it(daemon: StorageDaemon) 
         assert things(daemon)[0] == ["theirs"]
         assert not nbd_is_free(daemon)
         view = source.open_live(None, source.survey(None), pace=NoPace())  # ours still, so it is used again
-        content_of(view, "root")
+        content_of(view, "root", SIZES["root"])
         view.close()
         assert things(daemon)[0] == ["theirs"]
         daemon.execute("block-export-del", id="theirs")
@@ -221,7 +205,9 @@ def test_several_readers_read_at_once(daemon: StorageDaemon) -> None:
     with opened(daemon) as source:
         view = source.open_live(None, source.survey(None), pace=NoPace())
         found: list[bytes] = []
-        threads = [threading.Thread(target=lambda: found.append(content_of(view, "root")[0])) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: found.append(content_of(view, "root", SIZES["root"])[0])) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

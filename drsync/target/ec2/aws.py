@@ -25,8 +25,9 @@ import botocore.session
 from botocore.config import Config
 
 from drsync import __version__
+from drsync.boto import FOREIGN
 from drsync.errors import CloudMisconfigured
-from drsync.target.ec2.aws_errors import FOREIGN, translate
+from drsync.target.ec2.aws_errors import translate
 
 if TYPE_CHECKING:
     from mypy_boto3_ebs import EBSClient

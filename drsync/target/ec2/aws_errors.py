@@ -1,14 +1,12 @@
 """What boto3 raises for EC2, EBS direct, S3, IAM and STS, in the words of drsync's error tree."""
 
-import socket
-import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
-import urllib3.exceptions
 from botocore import exceptions as aws
 from botocore.parsers import ResponseParserError
 
+from drsync.boto import DENIED, UNAVAILABLE, is_lasting, one_line
 from drsync.errors import (
     CloudDenied,
     CloudError,
@@ -17,31 +15,6 @@ from drsync.errors import (
     CloudNotFound,
     CloudRefused,
     CloudUnavailable,
-)
-
-FOREIGN: Final = (aws.BotoCoreError, aws.ClientError, ResponseParserError, urllib3.exceptions.HTTPError, OSError)
-"""All that a call can raise; reading a body can also raise what is below botocore."""
-
-_UNAVAILABLE: Final = (
-    aws.ConnectionError,
-    aws.HTTPClientError,
-    aws.IncompleteReadError,
-    aws.MetadataRetrievalError,
-    ResponseParserError,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
-
-_DENIED: Final = (
-    aws.NoCredentialsError,
-    aws.PartialCredentialsError,
-    aws.CredentialRetrievalError,
-    aws.NoAuthTokenError,
-    aws.TokenRetrievalError,
-    aws.SSOError,
-    getattr(aws, "LoginError", aws.SSOError),  # newer than the oldest botocore that drsync runs with
-    aws.RefreshWithMFAUnsupportedError,
-    aws.UnknownCredentialError,
 )
 
 THROTTLED: Final = frozenset(
@@ -110,19 +83,19 @@ def translate(err: Exception, *, region: str, operation: str) -> CloudError:
     """The error of drsync's tree that a foreign exception means; no secret gets into its message."""
     if isinstance(err, aws.ClientError):
         return _translate_reply(err.response, region=region, operation=operation)
-    problem = "the reply is not one of AWS" if isinstance(err, ResponseParserError) else _clean(str(err))
-    if isinstance(err, _DENIED):
+    problem = "the reply is not one of AWS" if isinstance(err, ResponseParserError) else _one_line(str(err))
+    if isinstance(err, DENIED):
         return CloudDenied(operation=operation, region=region, problem=problem)
-    if isinstance(err, _UNAVAILABLE) and not _is_lasting(err):
+    if isinstance(err, UNAVAILABLE) and not is_lasting(err):
         return CloudUnavailable(operation=operation, region=region, problem=problem)
     return CloudMisconfigured(problem=f"{operation}: {problem}")
 
 
 def _translate_reply(response: Mapping[str, Any], *, region: str, operation: str) -> CloudError:
     error = response.get("Error", {})
-    aws_code = _clean(str(error.get("Code", ""))) or "no code"
-    message = _clean(str(error.get("Message", ""))).rstrip(".") or "no reason is given"
-    reason = _clean(str(response.get("Reason", "")))
+    aws_code = _one_line(str(error.get("Code", ""))) or "no code"
+    message = _one_line(str(error.get("Message", ""))).rstrip(".") or "no reason is given"
+    reason = _one_line(str(response.get("Reason", "")))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     fields = {
         "operation": operation,
@@ -147,24 +120,5 @@ def _class_of(aws_code: str, status: int) -> type[CloudError]:
     return CloudDenied if status == 403 else CloudRefused
 
 
-def _is_lasting(err: BaseException) -> bool:
-    """Whether a failed connection will fail again: nobody has that name, or the certificate is not trusted."""
-    for cause in _causes(err):
-        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            return True
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-    return False
-
-
-def _causes(err: BaseException) -> list[BaseException]:
-    """An exception and what it came from; botocore and urllib3 wrap it several times."""
-    found = [err]
-    while len(found) < 10 and (cause := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(cause)
-    return found
-
-
-def _clean(text: str) -> str:
-    """One short line that can be printed, whatever the other side sent."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:400]
+def _one_line(text: str) -> str:
+    return one_line(text, 400)

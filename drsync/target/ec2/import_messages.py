@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from drsync.boto import one_line
 from drsync.errors import CloudError, GuestNotImportable, ImageUnfit, ImportFailed, ImportNotSetUp
 
 MAX_MESSAGE: Final = 400
@@ -103,4 +104,4 @@ def failure(message: str, *, task: str, region: str, bucket: str, disk: str) -> 
 
 def clean(message: str) -> str:
     """One short line that can be printed, whatever AWS has read in the guest."""
-    return " ".join("".join(c if c.isprintable() else " " for c in message).split())[:MAX_MESSAGE]
+    return one_line(message, MAX_MESSAGE)

@@ -11,6 +11,7 @@ import pytest
 import urllib3.exceptions
 from botocore.parsers import ResponseParserError
 
+from drsync.boto import FOREIGN
 from drsync.errors import (
     DrsyncError,
     ObjectDamaged,
@@ -23,7 +24,7 @@ from drsync.errors import (
     StoreUnavailable,
     StoreUnsafe,
 )
-from drsync.store.s3_errors import FOREIGN, translate
+from drsync.store.s3_errors import translate
 
 NETWORK = (aws.ConnectionError, aws.HTTPClientError)
 

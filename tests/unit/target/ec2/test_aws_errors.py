@@ -9,6 +9,7 @@ import botocore.exceptions as aws
 import pytest
 from botocore.parsers import ResponseParserError
 
+from drsync.boto import FOREIGN
 from drsync.errors import (
     CloudDenied,
     CloudError,
@@ -18,7 +19,7 @@ from drsync.errors import (
     CloudRefused,
     CloudUnavailable,
 )
-from drsync.target.ec2.aws_errors import FOREIGN, translate
+from drsync.target.ec2.aws_errors import translate
 
 
 def foreign_classes() -> Sequence[type[Exception]]:
