@@ -15,6 +15,7 @@ import numpy as np
 
 from drsync.errors import ChainBroken, Fenced, ObjectDamaged, ObjectExists, ObjectMissing, PointLost
 from drsync.format import Malformed, names, seal
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.segment import (
     DiskRows,
     PackTable,
@@ -28,6 +29,7 @@ from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
 FIRST_SEQ = 1
+UNDER_AN_OLDER_KEY = "it is under an older key than the segment before it"
 _READERS = 8
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Segment:
     index_sha256: bytes
     frames_end: int
     length: int
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
 
     @property
     def seq(self) -> int:
@@ -123,12 +127,16 @@ class Log:
             index_sha256=opened.index_sha256,
             frames_end=opened.frames_end,
             length=opened.length,
+            generation=opened.header.generation,
         )
 
-    def chain(self, first: int, last: int, *, previous: str = "") -> Iterator[Segment]:
+    def chain(
+        self, first: int, last: int, *, previous: str = "", generation: int = FIRST_GENERATION
+    ) -> Iterator[Segment]:
         """Segments `first` to `last` in order, each checked to follow the one before.
 
-        `previous` is the hash (hex) of the index of segment `first - 1`. Several are read at once.
+        `previous` is the hash (hex) of the index of segment `first - 1`, `generation` that of its key: a segment
+        under an older key than the one before it is nobody's but a thief's. Several are read at once.
 
         Raises:
             ChainBroken: a segment does not follow the one before it.
@@ -141,7 +149,9 @@ class Log:
                         raise ChainBroken(
                             vm=self.vm, seq=segment.seq, problem="it does not follow the segment before it"
                         )
-                    previous = segment.index_sha256.hex()
+                    if segment.generation < generation:
+                        raise ChainBroken(vm=self.vm, seq=segment.seq, problem=UNDER_AN_OLDER_KEY)
+                    previous, generation = segment.index_sha256.hex(), segment.generation
                     yield segment
 
 

@@ -24,6 +24,7 @@ from drsync.errors import (
     CaptureRunning,
     DrsyncError,
     IntegrityError,
+    KeyMissing,
     LibraryMissing,
     LiveUnavailable,
     ObjectMissing,
@@ -40,6 +41,7 @@ from drsync.format.keys import RecoveryKey, RootKey
 from drsync.group import Assembly, run_together
 from drsync.guests import Guests
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
+from drsync.hostkeys import HostKeyFile
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
@@ -52,7 +54,7 @@ from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
 from drsync.protection import Protection, libvirt_needed
 from drsync.quiesce import Company
-from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
+from drsync.repository import Repository, create_repository, find_record, open_repository
 from drsync.restore import restore_disk
 from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
@@ -64,6 +66,7 @@ from drsync.verify import VmReport, verify
 _LOGGER = logging.getLogger(__name__)
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
+_LOOK_AT_KEYS_S: Final = 3600.0
 _NO_REPOSITORY: Final = "00000000"
 """The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
 
@@ -112,6 +115,8 @@ class Session:
         self.clock = clock
         self._upload = upload or TokenBucket(config.limits.upload, clock)
         self.protection = Protection(config)
+        self._looked_at_keys_s: float | None = None
+        self._told_of_closed = False
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -133,6 +138,11 @@ class Session:
         """The repository, its key checked."""
         key_file = self.config.repository.key_file
         return open_repository(self.store, read_key_file(key_file), key_file)
+
+    @cached_property
+    def host_keys(self) -> HostKeyFile:
+        """This host's key file, and the repository's key ring, which changes with it."""
+        return HostKeyFile(self.config.repository.key_file, self.store, self.clock)
 
     @cached_property
     def spool(self) -> Spool:
@@ -165,17 +175,6 @@ class Session:
                 path.unlink(missing_ok=True)
             raise
 
-    def recover_key(self, recovery: RecoveryKey) -> Path:
-        """Write the key file from the recovery key; its path.
-
-        Raises:
-            WrongRecoveryKey: it is not this repository's.
-            KeyFileExists: there is a key file already.
-        """
-        path = self.config.repository.key_file
-        write_key_file(path, recover_root_key(self.store, recovery))
-        return path
-
     def log(self, vm: str) -> Log:
         """The log of a VM; it may be empty."""
         return Log(self.repository.vm(vm))
@@ -183,12 +182,19 @@ class Session:
     def known_vms(self, vm: str | None = None) -> list[str]:
         """The VMs that are configured or in the repository, in order; or just `vm`, if it is one of them.
 
+        VMs that only the repository has, and this host has no key of, are left out; the log names them.
+
         Raises:
             UnknownVm: `vm` is neither.
         """
-        known = sorted({v.name for v in self.protection.vms} | set(self.repository.vm_names()))
+        configured = {v.name for v in self.protection.vms}
+        known = sorted(configured | set(self.repository.vm_names()))
         if vm is None:
-            return known
+            closed = [name for name in known if name not in configured and not self.repository.holds(name)]
+            if closed and not self._told_of_closed:
+                self._told_of_closed = True
+                _LOGGER.warning("left out, since this host has no key of them: %s", ", ".join(closed))
+            return [name for name in known if name not in closed]
         if vm not in known:
             raise UnknownVm(vm=vm, known=", ".join(known) or "none")
         return [vm]
@@ -417,9 +423,32 @@ class Session:
         seen: dict[str, Seen] = {}
         for vm in self.protection.vms:
             state = self.spool.vm(vm.name).state()
-            if state.wrote_seq and state.checked_at and not state.fenced_by:
+            is_ours = bool(state.wrote_seq and state.checked_at) and not state.fenced_by
+            if is_ours and self.repository.holds(vm.name):
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
         write_heartbeat(self.repository, self.config.daemon.host, seen)
+        self._look_for_rotation()
+
+    def warn_if_rotated(self) -> None:
+        """Say in the log that the repository has a newer key than this host, if it does."""
+        newest, held = self.host_keys.newest_generation(self.repository.record), self.repository.generation
+        if newest > held:
+            _LOGGER.warning(
+                "the repository's key was rotated: it is of generation %d, %s has %d. New points still go under the "
+                "old one. Put a new key file there (drsync key recover, or drsync key export where the root key is), "
+                "then: systemctl reload drsync",
+                newest,
+                self.config.repository.key_file,
+                held,
+            )
+
+    def _look_for_rotation(self) -> None:
+        """`warn_if_rotated`, at the first heartbeat and once an hour: a request more each time would cost."""
+        now_s = self.clock.monotonic_s()
+        if self._looked_at_keys_s is not None and now_s - self._looked_at_keys_s < _LOOK_AT_KEYS_S:
+            return
+        self._looked_at_keys_s = now_s
+        self.warn_if_rotated()
 
     def points(self, vm: str) -> list[Point]:
         """All points of a VM, in order."""
@@ -427,6 +456,7 @@ class Session:
 
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
+        self.warn_if_rotated()
         beats = read_heartbeats(self.repository)
         with suppress(SourceError):  # what patterns would find is no reason to show nothing
             self.protection.look()
@@ -440,7 +470,7 @@ class Session:
         point: Point | None = None
         try:
             point = self._newest_point(vm, max(state.wrote_seq, seen.seq if seen else 0))
-        except (IntegrityError, ObjectMissing) as err:
+        except (IntegrityError, ObjectMissing, KeyMissing) as err:
             error, error_time = str(err), self.clock.now().isoformat()
         checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
         lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing, PointLost
+from drsync.errors import ChainBroken, IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing, PointLost
 from drsync.format import Malformed, names, seal
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta, DiskRows
 from drsync.image import PointImage, pack_rows, place
-from drsync.log import Log, Segment
+from drsync.log import UNDER_AN_OLDER_KEY, Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.model import Progress, block_length
 
@@ -24,7 +24,7 @@ _WORKERS = 4
 class Problem:
     """Something in a log that is not as it was written."""
 
-    error: IntegrityError | ObjectMissing
+    error: IntegrityError | ObjectMissing | KeyMissing
     point: int
     """The first point that it hurts; later ones are hurt too as far as they still use it."""
 
@@ -91,7 +91,7 @@ class _Audit:
             problems=sorted(self._problems, key=lambda p: p.point),
         )
 
-    def _found(self, error: IntegrityError | ObjectMissing, point: int) -> None:
+    def _found(self, error: IntegrityError | ObjectMissing | KeyMissing, point: int) -> None:
         self._problems.append(Problem(error=error, point=point))
 
     def _segments(self, committed_seq: int) -> list[Segment]:
@@ -104,12 +104,14 @@ class _Audit:
                 self._found(ChainBroken(vm=self._log.vm, seq=expected, problem=problem), expected)
             try:
                 segment = self._log.read(seq)
-            except (ObjectMissing, ObjectDamaged) as err:
+            except (ObjectMissing, ObjectDamaged, KeyMissing) as err:
                 self._found(err, seq)
             else:
                 if seq == expected and previous is not None and segment.meta.previous != previous:
                     problem = "it does not follow the segment before it"
                     self._found(ChainBroken(vm=self._log.vm, seq=seq, problem=problem), seq)
+                if segments and segment.generation < segments[-1].generation:
+                    self._found(ChainBroken(vm=self._log.vm, seq=seq, problem=UNDER_AN_OLDER_KEY), seq)
                 segments.append(segment)
             intact = bool(segments) and segments[-1].seq == seq
             expected, previous = seq + 1, segments[-1].index_sha256.hex() if intact else None
@@ -191,7 +193,7 @@ class _Audit:
         """Read an object as a whole and open its frames; how many there are."""
         try:
             return self._read_frames(item)
-        except (ObjectMissing, ObjectDamaged) as err:
+        except (ObjectMissing, ObjectDamaged, KeyMissing) as err:
             self._found(err, item.segment.seq)
             return 0
 
