@@ -465,7 +465,7 @@ def test_rotate_refuses_when_a_ring_was_lost(lab: Lab) -> None:
     store = MemoryStore(FakeClock())
     for key, body in older.items():
         store.create(key, body, sha256=hashlib.sha256(body).digest())
-    with pytest.raises(ObjectMissing, match="keys/ring-.*0001"):
+    with pytest.raises(ObjectMissing, match=r"keys/ring-.*0001"):
         lab.host(store).rotate(lab.unlock(store))
     assert objects_of(store) == older
 
