@@ -54,11 +54,14 @@ class RecoverySlot(msgspec.Struct, frozen=True, kw_only=True):
 class Repository:
     """An open repository: its key has been checked."""
 
-    def __init__(self, store: ObjectStore, record: RepositoryRecord, keys: Keys, key_path: object) -> None:
+    def __init__(
+        self, store: ObjectStore, record: RepositoryRecord, keys: Keys | RootKey, key_path: object = "of this host"
+    ) -> None:
+        """`key_path` is where messages say that a key is missing."""
         self.store = store
         self.record = record
         self.id = bytes.fromhex(record.id)
-        self._keys = keys
+        self._keys = _all_of(keys)
         self._key_path = key_path
 
     @property
@@ -265,10 +268,14 @@ def open_repository(store: ObjectStore, keys: Keys | RootKey, key_path: object) 
         WrongKey: they are another repository's; `key_path` is named in the message.
     """
     record = read_record(store)
-    keys = RootKeys((keys,)) if isinstance(keys, RootKey) else keys
-    if not is_key_of(keys, record):
+    if not is_key_of(_all_of(keys), record):
         raise WrongKey(path=key_path, url=store.url)
     return Repository(store, record, keys, key_path)
+
+
+def _all_of(keys: Keys | RootKey) -> Keys:
+    """The only root key that there is counts as all of them."""
+    return RootKeys((keys,)) if isinstance(keys, RootKey) else keys
 
 
 def is_key_of(keys: Keys, record: RepositoryRecord) -> bool:

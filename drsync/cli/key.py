@@ -1,5 +1,7 @@
 """`drsync key`: this host's key file, and what opens the repository."""
 
+from pathlib import Path
+
 import click
 
 from drsync.cli import render
@@ -20,7 +22,7 @@ def command() -> None:
 @click.option("--ring", type=click.IntRange(min=0), help="An older key ring than the newest; 0 = the one of init.")
 @json_option
 @pass_app
-def recover(app: App, unlock: str | None, secret_file: str | None, secret_fd: int | None, ring: int | None) -> None:
+def recover(app: App, unlock: str | None, secret_file: Path | None, secret_fd: int | None, ring: int | None) -> None:
     """Write the key file again, or bring it up to date.
 
     From a KMS slot, the recovery key that `drsync init` printed, or a passphrase. A secret is asked for on a
