@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli
+from fake_clock import FakeClock
 from shipped_vm import DiskStep, ShippedVm, Step
 
+from drsync.config import load_config
 from drsync.format.keys import RootKeys
 from drsync.keyfile import read_key_file
 from drsync.log import Log
 from drsync.repository import open_repository
+from drsync.session import Session
 from drsync.store.directory import DirectoryStore
 
 KEY = r"(?:[A-Z2-7]{4}-){13}[A-Z2-7]{4}"
@@ -308,3 +311,25 @@ def test_a_key_that_only_the_ring_has_is_nowhere_in_the_clear(cli: Cli, recovery
         assert root.secret not in stored
         assert root.secret.hex().encode() not in stored
     assert json.loads((next((cli.repository / "keys").glob("ring-*"))).read_bytes().split(b"\n")[0])["number"] == 1
+
+
+def test_the_daemon_warns_of_a_rotation_at_its_first_heartbeat_and_once_an_hour(
+    cli: Cli, recovery: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    session = Session(load_config(cli.config), clock)
+    session.beat()
+    held = cli.key_file.read_bytes()
+    cli.ok("key", "rotate", stdin=recovery)
+    session.beat()
+    assert "rotated" not in caplog.text, "not a request more with each heartbeat"
+    clock.advance(3601)
+    for _ in range(3):
+        session.beat()
+    (told,) = [record for record in caplog.records if "rotated" in record.message]
+    assert "it is of generation 2" in told.message
+    assert held != cli.key_file.read_bytes()
+    fresh = Session(load_config(cli.config), clock)
+    caplog.clear()
+    fresh.beat()
+    assert "rotated" not in caplog.text
