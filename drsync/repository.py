@@ -139,8 +139,11 @@ class VmObjects:
                 vm=self.vm,
             ) from err
 
-    def new_header(self, kind: str, seq: int = 0) -> seal.Header:
-        """The header of an object that is about to be made; its id is new."""
+    def new_header(self, kind: str, seq: int = 0, *, generation: int | None = None) -> seal.Header:
+        """The header of an object that is about to be made; its id is new.
+
+        It is under the newest key, unless it takes the place of one in a log that goes on under an older one (F48).
+        """
         return msgspec.convert(
             {
                 "kind": kind,
@@ -148,7 +151,7 @@ class VmObjects:
                 "vm": self.vm,
                 "object": new_object_id().hex(),
                 "seq": seq,
-                "generation": self.keys.newest,
+                "generation": self.keys.newest if generation is None else generation,
             },
             seal.Header,
         )
