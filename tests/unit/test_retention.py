@@ -1,6 +1,5 @@
 """Which points stay: the rules one by one, and what no history of points can break."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -16,6 +15,10 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 def at(*ages: timedelta) -> list[Aged]:
     """Points 1, 2, … of these ages, oldest first."""
     return [Aged(number, NOW - age) for number, age in enumerate(ages, 1)]
+
+
+def rules_of(counts: dict[str, int]) -> Rules:
+    return Rules(**{"minimum_age": timedelta(0)} | counts)  # type: ignore[arg-type]  # names are drawn
 
 
 def kept(verdicts: tuple[Verdict, ...]) -> set[int]:
@@ -211,11 +214,11 @@ def test_forged_points_push_no_more_out_than_one_honest_point_for_each_bucket_th
 ) -> None:
     if not good:
         return
-    rules = replace(Rules(), **{rule: count})
+    rules = rules_of({rule: count})
     start = good[-1].time
     forged = [Aged(good[-1].point + n, time) for n, time in enumerate(sorted(t for t in later if t >= start), 1)]
     now = max([start, *(f.time for f in forged)])
-    first = kept(decide(forged, replace(Rules(), **{rule: 1000}), [], now)) if forged else set()
+    first = kept(decide(forged, rules_of({rule: 1000}), [], now)) if forged else set()
     honest = [f for f in forged if f.point in first]
     good_numbers = {p.point for p in good[:-1]}
     assert (kept(decide([*good, *honest], rules, [], now)) & good_numbers) == (
