@@ -8,7 +8,7 @@ from datetime import datetime
 
 from drsync.errors import LocksMissing, ObjectDamaged, ObjectExists, ObjectMissing, StoreDenied, StoreUnavailable
 from drsync.model import Clock
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.key import check_key, check_prefix
 from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
 
@@ -99,6 +99,17 @@ class MemoryStore:
             stored = self._objects.get(key)
             if stored is not None:
                 yield ObjectInfo(key=key, size_bytes=len(stored.data), modified=stored.modified)
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from ()  # its writers don't die by themselves
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        pass
 
     def _find(self, key: str) -> bytes:
         check_key(key, self.url)

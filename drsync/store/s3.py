@@ -28,12 +28,13 @@ from drsync.boto import FOREIGN
 from drsync.errors import (
     LocksMissing,
     ObjectDamaged,
+    ObjectMissing,
     StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
 )
 from drsync.model import Clock, Pace, SystemClock
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.body import BodyReader
 from drsync.store.key import check_key, check_prefix, is_key
 from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
@@ -241,6 +242,35 @@ class S3Store:
         if found is None or found.until < lock.until:
             return False
         return found.mode is LockMode.COMPLIANCE or lock.mode is LockMode.GOVERNANCE
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        try:
+            with self._translated("delete", key):
+                self._client.delete_object(Bucket=self._options.bucket, Key=self._root + key)
+        except ObjectMissing:  # AWS does not say so, other stores do
+            pass
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self._translated("list unfinished uploads", self._root):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._options.bucket, Prefix=self._root
+            )
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"].removeprefix(self._root)
+                    if is_key(key) and upload["Key"].startswith(self._root):
+                        began = upload["Initiated"].astimezone(UTC)
+                        yield Unfinished(key=key, upload=upload["UploadId"], began=began)
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        check_key(unfinished.key, self.url)
+        request = {"Key": self._root + unfinished.key, "UploadId": unfinished.upload}
+        try:
+            with self._translated("abandon", unfinished.key):
+                self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
+        except ObjectMissing:
+            pass
 
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)
