@@ -19,7 +19,7 @@ How long: one period for all, extended while an object is still there, instead o
 the whole life of a retention class at once. A monthly point needs blocks of packs
 of any age, so what it stands on has to be extended anyway; a class that is locked
 for years can't be shortened when the rules are; and a thief who may create objects
-can't make anybody pay for them for longer than one period (docs/decisions/0006-locks.md).
+can't make anybody pay for them for longer than one period (docs/security.md, "Locks").
 """
 
 from dataclasses import dataclass
