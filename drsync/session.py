@@ -182,9 +182,11 @@ class Session:
 
         Raises:
             RepositoryExists, KeyFileExists: one of them is there already; nothing was changed.
+            LocksMissing: objects shall be locked, and can't; nothing was changed.
         """
         if find_record(self.store) is not None:
             raise RepositoryExists(url=self.store.url)
+        self._check_locks()
         root = RootKey.generate()
         path = self.config.repository.key_file
         write_key_file(path, root)
@@ -194,6 +196,18 @@ class Session:
             if not err.retryable:  # else the repository may be there, and this key the only one that opens it
                 path.unlink(missing_ok=True)
             raise
+
+    def _check_locks(self) -> None:
+        """Find out, before there is a repository, whether what it is to be locked with is there.
+
+        The first write is no proof: there are stores that take a lock, and set none.
+
+        Raises:
+            LocksMissing: it is not.
+        """
+        policy = self.config.repository.lock
+        if policy is not None and not self.locks.lock_support().enabled:
+            raise LocksMissing(url=self.store.url, problem="the bucket has no Object Lock")
 
     def recover_key(self, recovery: RecoveryKey) -> Path:
         """Write the key file from the recovery key; its path.

@@ -102,7 +102,7 @@ def test_a_pass_goes_on_where_its_time_ended(
     slow = Slow(clock, lock=POLICY)
     slow._objects, slow._locks = store._objects, store._locks
     found = extend_locks(slow, slow, POLICY, clock, budget_s=1, resume=found)
-    assert not found.done
+    assert (found.done, found.seen) == (False, 1), "of a batch with repo.json"
     assert until(slow, names.REPOSITORY) == 30 * DAY, "a pass is worth nothing before its end"
     started = found.started
     while not found.done:

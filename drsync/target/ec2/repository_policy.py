@@ -75,7 +75,7 @@ def host(scope: Scope) -> list[Document]:
 
 def restore(scope: Scope) -> list[Document]:
     """Who restores reads everything, and writes nothing."""
-    return [*read_repository(scope), deny_repository_writes(scope)]
+    return [*read_repository(scope), *_looking(scope), deny_repository_writes(scope)]
 
 
 def verify(scope: Scope) -> list[Document]:
@@ -118,17 +118,18 @@ def bucket(scope: Scope) -> Document:
 
 def _locks(scope: Scope, resources: Sequence[str]) -> list[Document]:
     """Lock what is created, and look how long everything is."""
-    looking = allow(
-        "LookAtBucket", ["s3:GetBucketObjectLockConfiguration", "s3:GetBucketVersioning"], [scope.repository]
-    )
     if not scope.lock_days:
-        return [looking]
-    return [
-        looking,
-        allow("LookAtLocks", ["s3:GetObjectRetention"], scope.objects("*")),
-        allow("Lock", ["s3:PutObjectRetention"], resources),
-        _too_long(scope),
-    ]
+        return _looking(scope)
+    return [*_looking(scope), allow("Lock", ["s3:PutObjectRetention"], resources), _too_long(scope)]
+
+
+def _looking(scope: Scope) -> list[Document]:
+    """See how long everything is locked: the alarm is for everybody."""
+    bucket_rules = ["s3:GetBucketObjectLockConfiguration", "s3:GetBucketVersioning"]
+    looking = [allow("LookAtBucket", bucket_rules, [scope.repository])]
+    if scope.lock_days:
+        looking.append(allow("LookAtLocks", ["s3:GetObjectRetention"], scope.objects("*")))
+    return looking
 
 
 def _too_long(scope: Scope) -> Document:
