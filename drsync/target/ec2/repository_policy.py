@@ -5,6 +5,7 @@
     keys/*                        owner               -                owner        owner, prune
     vm/*/log, pack, map           its host, prune     -                prune        its host, prune
     vm/*/pin                      owner, prune        -                -            owner, prune
+    vm/*/merged                   prune               -                prune        prune
     vm/*/horizon                  prune               -                -            prune
     vm/*/damage                   verify, prune       -                -            verify, prune
     host/*                        its host            its host         -            -
@@ -67,7 +68,9 @@ def host(scope: Scope) -> list[Document]:
         deny(
             "NotItsOwn",
             ["s3:PutObject*"],
-            scope.objects("repo.json", "keys/*", "vm/*/pin/*", "vm/*/horizon/*", "vm/*/damage/*"),
+            scope.objects(
+                "repo.json", "keys/*", *(f"vm/*/{kind}/*" for kind in ("pin", "merged", "horizon", "damage"))
+            ),
         ),
         *_never(scope, "s3:DeleteObject*", "s3:PutBucketPolicy"),
     ]
@@ -95,7 +98,7 @@ def prune(scope: Scope) -> list[Document]:
     return [
         *read_repository(scope),
         allow("CopyForward", ["s3:PutObject"], scope.objects("vm/*")) | _IF_CREATED,
-        allow("Delete", ["s3:DeleteObject"], scope.objects(*(f"vm/*/{kind}" for kind in POINTS))),
+        allow("Delete", ["s3:DeleteObject"], scope.objects(*(f"vm/*/{kind}" for kind in (*POINTS, "merged/*")))),
         uploads,
         allow("AbandonUnfinished", ["s3:AbortMultipartUpload"], scope.objects("*")),
         *_locks(scope, scope.objects("repo.json", "keys/*", "vm/*")),
