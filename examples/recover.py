@@ -126,7 +126,7 @@ class Repository:
 
 
 class Sealed:
-    """A segment, pack or horizon whose index has been authenticated ("Objects"), and is taken apart column by column."""
+    """A segment, pack or horizon whose index has been authenticated ("Objects"), and is taken apart by columns."""
 
     def __init__(self, repository: Repository, name: str, kind: str, seq: int) -> None:  # F7, F8, F9
         self.path = repository.path / name
