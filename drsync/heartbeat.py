@@ -95,7 +95,7 @@ def _seal(objects: VmObjects, entry: Seen) -> str:
     nonce = secrets.token_bytes(_NONCE_BYTES)
     cipher = AESGCM(objects.key.of_heartbeat())
     sealed = b64encode(nonce + cipher.encrypt(nonce, msgspec.json.encode(entry), _binding(objects))).decode()
-    generation = objects.keys.newest
+    generation = objects.generation
     return sealed if generation == FIRST_GENERATION else f"{generation}:{sealed}"
 
 

@@ -24,13 +24,25 @@ from drsync.errors import (
     WrongRecoveryKey,
 )
 from drsync.format import FEATURES, FORMAT_VERSION, Malformed, names, seal
-from drsync.format.keys import Keys, ObjectKeys, RecoveryKey, RootKey, RootKeys, VmKey, VmKeys, new_object_id
+from drsync.format.keys import (
+    FIRST_GENERATION,
+    Keys,
+    ObjectKeys,
+    RecoveryKey,
+    RootKey,
+    RootKeys,
+    VmKey,
+    VmKeys,
+    new_object_id,
+)
 from drsync.format.record import decode_record
 from drsync.model import BLOCK_SIZE, Clock, is_name
 from drsync.store import ObjectStore
 from drsync.store.probe import create_in_a_race
 
 _MAX_RECORD_BYTES = 64 * 1024
+_NUMBERED = {"segment", "horizon", "pin"}
+"""Kinds whose names are their numbers; those of others end with their object ids."""
 
 
 class RepositoryRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,19 +121,46 @@ class VmObjects:
     """The objects of one VM: reads their indexes and knows their keys. Safe to call from several threads."""
 
     def __init__(
-        self, store: ObjectStore, repository_id: bytes, vm: str, keys: VmKeys, key_path: object = "of this host"
+        self,
+        store: ObjectStore,
+        repository_id: bytes,
+        vm: str,
+        keys: VmKeys | VmKey,
+        key_path: object = "of this host",
     ) -> None:
         self.store = store
         self.repository_id = repository_id
         self.vm = vm
-        self.keys = keys
+        self.keys = VmKeys((keys,)) if isinstance(keys, VmKey) else keys
         self._key_path = key_path
-        self._keys_of = lru_cache(maxsize=4096)(keys.of_object)
+        self._writes_under = self.keys.newest
+        self._keys_of = lru_cache(maxsize=4096)(self.keys.of_object)
+
+    @property
+    def generation(self) -> int:
+        """That of the key which new objects are made under."""
+        return self._writes_under
 
     @property
     def key(self) -> VmKey:
         """What new objects are made under."""
-        return self.keys.of(self.keys.newest)
+        return self.keys.of(self._writes_under)
+
+    def under(self, generation: int) -> "VmObjects":
+        """The same, making new objects under an older key: one that others, who have to read them, have."""
+        other = VmObjects(self.store, self.repository_id, self.vm, self.keys, self._key_path)
+        other._writes_under = min(generation, self.keys.newest)
+        return other
+
+    def generation_of(self, name: str, kind: str) -> int:
+        """The generation of the key that an object without a number is under; one read, if there are several.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: it is not there, or not an object of this VM of that name.
+        """
+        if self.keys.newest == FIRST_GENERATION:
+            return FIRST_GENERATION
+        return self.read_index(name, kind).header.generation
 
     def keys_of(self, object_id: bytes, generation: int) -> ObjectKeys:
         """The keys of an object that is under the root key of a generation.
@@ -142,7 +181,8 @@ class VmObjects:
     def new_header(self, kind: str, seq: int = 0, *, generation: int | None = None) -> seal.Header:
         """The header of an object that is about to be made; its id is new.
 
-        It is under the newest key, unless it takes the place of one in a log that goes on under an older one (F48).
+        It is under the newest key, unless others have to read it, who may have older ones (see `under`), or it
+        stands in a log that goes on under an older one (F48).
         """
         return msgspec.convert(
             {
@@ -151,7 +191,7 @@ class VmObjects:
                 "vm": self.vm,
                 "object": new_object_id().hex(),
                 "seq": seq,
-                "generation": self.keys.newest if generation is None else generation,
+                "generation": self._writes_under if generation is None else generation,
             },
             seal.Header,
         )
@@ -199,7 +239,7 @@ class VmObjects:
         expected = (kind, self.repository_id.hex(), self.vm, seq)
         if (claimed.kind, claimed.repository, claimed.vm, claimed.seq) != expected:
             raise Malformed(f"it is {claimed.kind} {claimed.seq} of VM {claimed.vm!r}, not what its name says")
-        if kind != "segment" and not name.endswith(claimed.object):
+        if kind not in _NUMBERED and not name.endswith(claimed.object):
             raise Malformed("it is another object than its name says")
         return seal.open_index(data, footer, self.object_keys(claimed))
 

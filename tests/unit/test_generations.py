@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruned_vm import PrunedVm
 from shipped_vm import DiskStep, ShippedVm, Step, objects_of, restored, restored_disk, store_of
 from strategies import histories
 
@@ -18,7 +19,7 @@ from drsync.format import names, seal
 from drsync.format.keys import Keys, RootKey, RootKeys
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
 from drsync.image import WINDOW_BLOCKS, load_image
-from drsync.log import Log, open_writer
+from drsync.log import Log, beside, open_writer
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE, NoProgress
@@ -265,3 +266,42 @@ def _other_vm_with(vm: ShippedVm, keys: Keys, secret: bytes) -> Log:
     from drsync.repository import VmObjects
 
     return Log(VmObjects(vm.store, vm.repository.id, "db", VmKeys((VmKey(secret),))))
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    histories(max_steps=7),
+    st.lists(st.integers(2, 7), min_size=1, max_size=3),
+    st.sets(st.integers(1, 9)),
+    st.sets(st.integers(1, 9)),
+)
+def test_prune_with_newer_keys_than_the_host_leaves_all_that_stays_to_the_host(
+    history: list[Step], rotations: Sequence[int], keep: set[int], pruned_behind: set[int]
+) -> None:
+    """Who prunes has every key; what it writes must be read by a host that has not got the newest one yet."""
+    with TemporaryDirectory() as directory:
+        vm = PrunedVm(Path(directory))
+        generation = 1
+        for number, change in enumerate(history, 1):
+            if number in rotations:
+                generation += 1
+                rotate(vm, generation)
+            vm.capture(change)
+            if number in pruned_behind:
+                prune_with(vm, 9, keep)
+        host = log_with(vm, generation)
+        vm.check(log=host)
+        prune_with(vm, 9, keep)
+        vm.check(log=host)
+        report = verify(host, committed_seq=max(vm.points), read_data=True, progress=NoProgress())
+        assert report.problems == []
+        vm.capture(history[-1])
+        vm.check(log=host)
+
+
+def prune_with(vm: PrunedVm, generations: int, keep: set[int]) -> None:
+    """Prune as a maintenance role that has keys up to this generation does (Session.prune)."""
+    host = vm.log
+    vm.log = beside(log_with(vm, generations))
+    vm.prune(keep)
+    vm.log = host
