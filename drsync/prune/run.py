@@ -163,8 +163,8 @@ class _Prune:
 
     def _is_due(self, found: Inventory) -> bool:
         """Whether the horizon in force is so old that nobody reads any more what it took out of use."""
-        modified = found.horizon_modified
-        return modified is not None and self._now - modified >= self._options.grace
+        modified, grace = found.horizon_modified, self._options.grace
+        return modified is not None and (grace <= timedelta(0) or self._now - modified >= grace)
 
     def _inventory(self, horizon: Horizon) -> Inventory:
         return take_inventory(self._objects, horizon, committed=self._committed)
