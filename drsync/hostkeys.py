@@ -14,7 +14,6 @@ from drsync.errors import (
     KeyFileExists,
     KeyFileMissing,
     KeyMissing,
-    ObjectDamaged,
     ObjectMissing,
     StoreDenied,
     WrongKey,
@@ -66,13 +65,13 @@ class HostKeyFile:
         return Keyring(self._store, read_record(self._store), self._clock, self._open_kms)
 
     def newest_generation(self, record: RepositoryRecord) -> int:
-        """The newest generation of root keys, as the key ring says; 1 if this host may not read it.
+        """The newest generation of root keys that hosts were told of; 1 if this host may not even list names.
 
-        Nobody vouches for what a ring says in the clear, so it is good for a warning and nothing else.
+        Nobody vouches for it, so it is good for a warning and nothing else.
         """
         try:
-            return len(Keyring(self._store, record, self._clock, self._open_kms).told()[1])
-        except (ObjectDamaged, ObjectMissing, StoreDenied) as err:
+            return Keyring(self._store, record, self._clock, self._open_kms).announced()
+        except StoreDenied as err:
             _LOGGER.info("can't tell whether the repository's key was rotated: %s", err)
             return 1
 
@@ -112,6 +111,7 @@ class HostKeyFile:
         self._check_whole(held, opened)
         if held is not None and opened.roots.newest > held.newest:  # of a rotation that this host has not seen
             if not dry_run:
+                self.keyring().announce(opened.roots.newest)
                 self._renew(held, opened)
             return _rotated(opened, made=False)
         done: Rotation = self.keyring().rotate(unlock, dry_run=dry_run)

@@ -3,6 +3,8 @@
     keys/recovery-<id>       the root key of generation 1: all there is until the keys are changed for the first time
     keys/ring-<id>-1, 2, …   all root keys and all slots; the highest number counts
 
+    keys/generation-<id>-2, … tell hosts of later root keys, who may see names there and read nothing
+
 Like the log, rings are numbered and created, never overwritten: one create is the whole change, and of two that
 change the keys at once, one wins. The other one opens what the winner made, and does its change to that.
 """
@@ -10,8 +12,11 @@ change the keys at once, one wins. The other one opens what the winner made, and
 import hashlib
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from drsync.errors import (
     KmsUnusable,
@@ -23,7 +28,7 @@ from drsync.errors import (
     WrongRecoveryKey,
 )
 from drsync.format import Malformed, names
-from drsync.format.keys import KEY_BYTES, RecoveryKey, RootKeys
+from drsync.format.keys import FIRST_GENERATION, KEY_BYTES, MAX_GENERATIONS, RecoveryKey, RootKeys
 from drsync.format.ring import (
     KMS,
     MAX_RING_BYTES,
@@ -162,6 +167,17 @@ class Keyring:
         if stored is None:
             return [Slot(name=RECOVERY, kind=RECOVERY, added=self._record.created)], [self._record.key_check], NO_RING
         return stored.ring.slots, stored.ring.checks, stored.number
+
+    def announced(self) -> int:
+        """The newest generation of root keys that hosts were told of; names are listed, and nothing is read.
+
+        Nobody vouches for it, so it is good for a warning and nothing else.
+        """
+        newest = FIRST_GENERATION
+        for info in self._store.list(names.generation_prefix(self._id)):
+            with suppress(Malformed):  # whoever put it there
+                newest = max(newest, names.generation_told(info.key))
+        return min(newest, MAX_GENERATIONS)
 
     def open_with_recovery(self, recovery: RecoveryKey, *, number: int | None = None) -> OpenRing:
         """The newest ring, or ring `number`, by a recovery key.
@@ -317,8 +333,17 @@ class Keyring:
                 if not left:
                     raise
             else:
+                self.announce(changed.roots.newest)
                 return OpenRing(number=number, slots=changed.slots, secret=changed.secret)
         raise AssertionError("unreachable")
+
+    def announce(self, generation: int) -> None:
+        """Tell hosts, who can't read rings, that there is a root key of this generation, unless they were told."""
+        if generation == FIRST_GENERATION:
+            return
+        body = msgspec.json.encode({"generation": generation})
+        with suppress(ObjectExists):
+            self._store.create(names.generation(self._id, generation), body, sha256=hashlib.sha256(body).digest())
 
     def _create(self, number: int, ring: OpenRing) -> None:
         name = names.ring(self._id, number)

@@ -3,6 +3,7 @@
 repo.json                     what this repository is
 keys/recovery-<id>.json       the root key of repository <id>, wrapped by its recovery key
 keys/ring-<id>-<n:016x>.json  from the first change of its keys on: the root keys, and the slots that open them
+keys/generation-<id>-<g:04x>  there is a root key of this generation: for hosts, who see names there and read nothing
 vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
@@ -49,6 +50,28 @@ def number_of_ring(name: str) -> int:
     match = re.fullmatch(r"keys/ring-[0-9a-f]{32}-([0-9a-f]{16})\.json", name)
     if match is None:
         raise Malformed("its name is not a key ring's")
+    return int(match[1], 16)
+
+
+def generation_prefix(repository_id: bytes) -> str:
+    """What the names start with that tell of a repository's later root keys."""
+    return f"keys/generation-{repository_id.hex()}-"
+
+
+def generation(repository_id: bytes, number: int) -> str:
+    """The name that tells of the root key of generation `number`."""
+    return f"{generation_prefix(repository_id)}{number:04x}"
+
+
+def generation_told(name: str) -> int:
+    """The generation that a name tells of.
+
+    Raises:
+        Malformed: it tells of none.
+    """
+    match = re.fullmatch(r"keys/generation-[0-9a-f]{32}-([0-9a-f]{4})", name)
+    if match is None:
+        raise Malformed("its name tells of no generation")
     return int(match[1], 16)
 
 

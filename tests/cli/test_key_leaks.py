@@ -157,18 +157,14 @@ def test_no_secret_is_seen_of_any_command(cli: Cli, tmp_path: Path) -> None:
     vm.run([step])
     known = [recovery.secret, PHRASE.encode(), *secrets_of(first)]
 
-    watched.run(cli, "key", "list")
     watched.run(cli, "key", "add", "passphrase", stdin=typed + b"\n" + PHRASE.encode() + b"\n")
-    second = json.loads(watched.run(cli, "key", "add", "recovery", "--json", stdin=typed))
-    known.append(RecoveryKey.from_text(second["recovery_key"]).secret)
     watched.run(cli, "key", "rotate", stdin=PHRASE.encode() + b"\n")
     keys = read_key_file(cli.key_file)
     assert isinstance(keys, RootKeys)
     assert keys.newest == 2
     vm.log = Log(open_repository(vm.store, keys, cli.key_file).vm("web"))
     vm.run([step])
-    for words in (["points"], ["status"], ["verify", "--read-data"], ["config", "check"]):
-        watched.run(cli, *words)
+    watched.run(cli, "verify", "--read-data")
     watched.run(cli, "restore", "web", "--to", "image", "--output", str(tmp_path / "out"))
     watched.run(cli, "key", "export", "web", "--output", str(tmp_path / "web.key"))
     host = read_key_file(tmp_path / "web.key")
@@ -176,8 +172,6 @@ def test_no_secret_is_seen_of_any_command(cli: Cli, tmp_path: Path) -> None:
     known += [key.secret for key in keys.of_vm(repository.id, "web").generations]
 
     watched.run(cli, "key", "rotate", stdin=b"not the passphrase at all\n", code=27)
-    watched.run(cli, "key", "remove", "recovery-2", "--dry-run", stdin=typed)
-    watched.run(cli, "key", "recover", stdin=typed, code=25)
     cli.key_file.rename(tmp_path / "kept")
     watched.run(cli, "key", "recover", stdin=typed)
     assert cli.key_file.read_bytes() == (tmp_path / "kept").read_bytes()

@@ -22,6 +22,7 @@ from drsync.errors import (
     ObjectMissing,
     SlotExists,
     SlotNeeded,
+    StoreDenied,
     UnknownSlot,
     WrongKey,
     WrongRecoveryKey,
@@ -483,4 +484,26 @@ def test_a_host_learns_of_a_rotation_without_any_secret_and_without_trusting_it(
     lab.ring().rotate(lab.unlock())
     assert lab.host().newest_generation(record) == 2
     lab.store.replace(names.ring(lab.id, 1), b"junk")
-    assert lab.host().newest_generation(record) == 1, "not told, and nothing breaks"
+    for tail in ("ffff", "0", "x"):
+        lab.store.replace(f"{names.generation_prefix(lab.id)}{tail}", b"junk")
+    assert lab.host().newest_generation(record) == 256, "a false alarm, and nothing breaks"
+
+
+def test_a_host_that_may_not_look_at_names_is_not_told(lab: Lab) -> None:
+    record = read_record(lab.store)
+    lab.ring().rotate(lab.unlock())
+    denied = StoreDenied(url="x", operation="list", problem="y")
+    fault = Fault("list", key="keys/generation", error=lambda: denied)
+    with FaultyStore(lab.store, fault) as faulty:
+        assert lab.host(faulty).newest_generation(record) == 1
+
+
+def test_a_crash_before_hosts_are_told_is_made_up_for_by_the_next_rotate(lab: Lab) -> None:
+    fault = Fault("create", key="keys/generation", error=Crash)
+    with FaultyStore(lab.store, fault) as faulty, pytest.raises(Crash):
+        lab.host(faulty).rotate(lab.unlock())
+    record = read_record(lab.store)
+    assert lab.host().newest_generation(record) == 1
+    assert not lab.host().rotate(lab.unlock()).made
+    assert lab.host().newest_generation(record) == 2
+    assert lab.held == lab.roots
