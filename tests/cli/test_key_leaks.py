@@ -145,6 +145,7 @@ def test_the_search_finds_what_it_looks_for(cli: Cli) -> None:
     assert found_in(watched.text, [secret])
 
 
+@pytest.mark.timeout(300)
 def test_no_secret_is_seen_of_any_command(cli: Cli, tmp_path: Path) -> None:
     watched = Watched()
     shown = watched.run(cli, "init", "--json")
