@@ -79,7 +79,7 @@ def extend_locks(
         StoreError: the objects can't be listed; `resume` with the pass before is safe.
     """
     end_s = clock.monotonic_s() + budget_s
-    found = resume if resume is not None and not resume.done else LockPass(started=clock.now())
+    found = resume if resume is not None and not resume.done else LockPass(started=store.now())
     each = _Extending(locks, policy, found.started, dry_run=dry_run)
     listing = (i.key for i in store.list("", after=found.after) if not i.key.startswith(names.HEARTBEAT_PREFIX))
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="lock") as workers:
@@ -183,12 +183,16 @@ class LockKeeper:
         Raises:
             StoreError: the witness can't be asked.
         """
-        if self._pass is not None:
+        if not self.is_between_passes():
             return True
         if self._clock.monotonic_s() < self._not_before_s:
             return False
         witness = self._locks.lock_of(names.REPOSITORY)
-        return witness is None or witness.until - self._clock.now() < self._policy.period * 2 / 5
+        return witness is None or witness.until - self._store.now() < self._policy.period * 2 / 5
+
+    def is_between_passes(self) -> bool:
+        """Whether no pass waits to be gone on with."""
+        return self._pass is None
 
     def work(self, budget_s: float) -> LockPass | None:
         """Do a part of a pass, if one is due; what has come of the pass so far.

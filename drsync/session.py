@@ -501,7 +501,7 @@ class Session:
         log, rules = self.log(vm), self.config.retention.of(vm)
         known = catalog.points(log)
         aged = catalog.aged(log, known)
-        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.store.now())
         return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
 
     def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:
