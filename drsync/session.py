@@ -48,7 +48,7 @@ from drsync.hostkeys import HostKeyFile
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
-from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
+from drsync.locks import LockKeeper, LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Log, Segment, beside
 from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Progress
@@ -222,6 +222,12 @@ class Session:
         policy = self.config.repository.lock
         if policy is not None and not self.locks.lock_support().enabled:
             raise LocksMissing(url=self.store.url, problem="the bucket has no Object Lock")
+
+    @cached_property
+    def lock_keeper(self) -> LockKeeper | None:
+        """What extends the locks in the maintenance role; None: the configuration asks for none."""
+        policy = self.config.repository.lock
+        return None if policy is None else LockKeeper(self.store, self.locks, policy, self.clock)
 
     @cached_property
     def _lock_watch(self) -> LockWatch:
@@ -524,7 +530,7 @@ class Session:
         log, rules = self.log(vm), self.config.retention.of(vm)
         known = catalog.points(log)
         aged = catalog.aged(log, known)
-        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.store.now())
         return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
 
     def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:

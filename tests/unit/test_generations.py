@@ -305,3 +305,19 @@ def prune_with(vm: PrunedVm, generations: int, keep: set[int]) -> None:
     vm.log = beside(log_with(vm, generations))
     vm.prune(keep)
     vm.log = host
+
+
+def test_what_prune_writes_is_under_keys_that_the_host_and_the_order_of_the_log_allow(tmp_path: Path) -> None:
+    vm = PrunedVm(tmp_path)
+    for content in (1, 3, 5):
+        vm.capture(step({0: content, 1: content}))
+    rotate(vm, 2)
+    for content in (7, 9):
+        vm.capture(step({0: content}))
+    prune_with(vm, 9, {3})
+    made = {name: header_of(vm, name).get("generation", 1) for name in objects_of(vm.store) if name.startswith("vm/")}
+    assert {n: g for name, g in made.items() if (n := name.split("/")[2]) in {"merged", "horizon"}} == {
+        "merged": 1,
+        "horizon": 2,
+    }
+    vm.check(log=log_with(vm, 2))
