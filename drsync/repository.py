@@ -139,6 +139,17 @@ class VmObjects:
         except Malformed as err:
             raise ObjectDamaged(key=name, problem=err) from err
 
+    def open_end(self, name: str, kind: str, data: bytes, *, seq: int = 0) -> seal.Opened:
+        """As `read_index`, of an object that was read as a whole: what else may be wrong with it is not looked at.
+
+        Raises:
+            ObjectDamaged: it is not an object of this VM that belongs under this name.
+        """
+        try:
+            return self._open(name, kind, seq, data, seal.parse_footer(data, len(data)))
+        except Malformed as err:
+            raise ObjectDamaged(key=name, problem=err) from err
+
     def _open(self, name: str, kind: str, seq: int, data: bytes, footer: seal.Footer) -> seal.Opened:
         claimed = seal.header_of(data, footer)
         expected = (kind, self.repository_id.hex(), self.vm, seq)

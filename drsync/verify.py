@@ -1,21 +1,21 @@
 """Audits a VM's log: the chain, every object's presence and size and, if asked for, every frame.
 
-Unlike a restore, which stops at the first damage, this finds all of it. A block
-map that is damaged hurts no point, but it makes restores slow: it is told, too.
+Unlike a restore, which stops at the first damage, this finds all of it, and names the points that
+it hurts, and where (hurt.py). A block map that is damaged hurts no point, but it makes restores slow: it is told, too.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from drsync.damage import Checked, Damaged, check_pack, check_segment, lost_pack
 from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing, PointLost
-from drsync.format import Malformed, names, seal
-from drsync.format.frame import FrameOpener, disk_binding
-from drsync.format.segment import DiskMeta, DiskRows
-from drsync.image import PointImage, pack_rows, place
+from drsync.format import Malformed, names
+from drsync.hurt import HurtPoint, find_hurt, standing_of
+from drsync.image import PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
-from drsync.model import Progress, block_length
+from drsync.model import Progress
 
 _WORKERS = 4
 
@@ -40,6 +40,10 @@ class VmReport:
     frames: int
     """Frames that were read and compared with their hashes; 0 without `read_data`."""
     problems: Sequence[Problem]
+    damaged: Sequence[Damaged]
+    """The objects that are not as they were written; without `read_data`, as far as it can be told from a listing."""
+    hurt: Sequence[HurtPoint]
+    """The points that do not restore as they were captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,7 @@ class _Audit:
         self._objects = log.objects
         self._progress = progress
         self._problems: list[Problem] = []
+        self._damaged: list[Damaged] = []
         self._newest = 0
 
     def run(self, committed_seq: int, *, read_data: bool) -> VmReport:
@@ -89,7 +94,13 @@ class _Audit:
             stored_bytes=stored,
             frames=frames,
             problems=sorted(self._problems, key=lambda p: p.point),
+            damaged=self._damaged,
+            hurt=self._hurt(),
         )
+
+    def _hurt(self) -> Sequence[HurtPoint]:
+        """The points that are hurt; the log is read once more if anything is wrong with it at all."""
+        return find_hurt(standing_of(self._log), self._damaged) if self._problems else []
 
     def _found(self, error: IntegrityError | ObjectMissing, point: int) -> None:
         self._problems.append(Problem(error=error, point=point))
@@ -147,13 +158,14 @@ class _Audit:
                 entry = segment.packs.entry(number)
                 name = names.pack(self._log.vm, entry.object_id)
                 size = sizes.get(name)
-                if size is None:
-                    self._found(ObjectMissing(key=name, url=self._objects.store.url), segment.seq)
-                elif size != entry.length:
-                    problem = f"it is {size} bytes long and should be {entry.length}"
-                    self._found(ObjectDamaged(key=name, problem=problem), segment.seq)
-                else:
+                if size == entry.length:
                     yield _Object(name=name, segment=segment, pack=number)
+                    continue
+                problem = f"it is {size} bytes long and should be {entry.length}"
+                missing = ObjectMissing(key=name, url=self._objects.store.url)
+                error = missing if size is None else ObjectDamaged(key=name, problem=problem)
+                self._found(error, segment.seq)
+                self._damaged.append(lost_pack(self._log.vm, segment, number, error))
 
     def _check_maps(self, segments: Sequence[Segment], *, read_data: bool) -> None:
         """Every block map must be of this log, and the maps that it names must be there.
@@ -189,42 +201,12 @@ class _Audit:
 
     def _read(self, item: _Object) -> int:
         """Read an object as a whole and open its frames; how many there are."""
-        try:
-            return self._read_frames(item)
-        except (ObjectMissing, ObjectDamaged) as err:
-            self._found(err, item.segment.seq)
-            return 0
-
-    def _read_frames(self, item: _Object) -> int:
-        data = self._objects.store.get(item.name, limit_bytes=seal.MAX_OBJECT_BYTES)
-        point = item.segment.meta.point
-        disks: Sequence[DiskMeta] = point.disks if point is not None else []
         if item.pack is None:
-            opened = self._objects.open_whole(item.name, "segment", data, seq=item.segment.seq)
-            rows = item.segment.rows
+            checked: Checked = check_segment(self._log, item.segment.seq)
         else:
-            opened = self._objects.open_whole(item.name, "pack", data)
-            rows = pack_rows(item.name, opened, item.segment.packs.entry(item.pack), disks)
-        self._check_frames(item.name, data, opened, rows, {d.name: d for d in disks})
-        self._progress.advance(len(data))
-        return sum(len(r.blocks) for r in rows)
-
-    def _check_frames(
-        self, name: str, data: bytes, opened: seal.Opened, rows: Sequence[DiskRows], disks: dict[str, DiskMeta]
-    ) -> None:
-        opener = FrameOpener(self._objects.object_keys(opened.header))
-        view = memoryview(data)
-        for disk, placed in place(rows).items():
-            binding = disk_binding(self._objects.repository_id, disk)
-            size = disks[disk].size_bytes
-            columns = zip(
-                placed.rows.blocks.tolist(), placed.offsets.tolist(), placed.rows.lengths.tolist(), strict=True
-            )
-            try:
-                for row, (block, offset, length) in enumerate(columns):
-                    frame = view[offset : offset + length]
-                    plain = opener.open(frame, offset, binding, block, block_length(block, size))
-                    if opener.hash_block(plain) != placed.rows.hashes[row].tobytes():
-                        raise Malformed(f"block {block} does not match its hash")
-            except Malformed as err:
-                raise ObjectDamaged(key=name, problem=err) from err
+            checked = check_pack(self._objects, item.segment, item.pack)
+        if checked.damaged is not None:
+            self._found(checked.damaged.error, item.segment.seq)
+            self._damaged.append(checked.damaged)
+        self._progress.advance(checked.read_bytes)
+        return checked.frames

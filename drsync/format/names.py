@@ -5,6 +5,7 @@ keys/recovery-<id>.json       the root key of repository <id>, wrapped by its re
 vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
+vm/<vm>/damage/<seq:016x>-<id>  a damage record
 host/<host>.json              a heartbeat; the only object that is overwritten
 """
 
@@ -77,6 +78,28 @@ def seq_of_map(name: str) -> int:
     match = re.fullmatch(r"vm/[^/]+/map/([0-9a-f]{16})-[0-9a-f]{32}", name)
     if match is None:
         raise Malformed("its name is not a block map's")
+    return int(match[1], 16)
+
+
+def damage_prefix(vm: str) -> str:
+    """What the names of a VM's damage records start with."""
+    return f"vm/{vm}/damage/"
+
+
+def damage(vm: str, seq: int, object_id: bytes) -> str:
+    """The name of a record of damage to segment `seq`, or to a pack that it lists."""
+    return f"{damage_prefix(vm)}{seq:016x}-{object_id.hex()}"
+
+
+def seq_of_damage(name: str) -> int:
+    """The number of the segment that a damage record tells of.
+
+    Raises:
+        Malformed: the name is not a damage record's.
+    """
+    match = re.fullmatch(r"vm/[^/]+/damage/([0-9a-f]{16})-[0-9a-f]{32}", name)
+    if match is None:
+        raise Malformed("its name is not a damage record's")
     return int(match[1], 16)
 
 

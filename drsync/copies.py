@@ -1,0 +1,142 @@
+"""Finds the bytes of a damaged frame in another frame of the same block: the guest had the same in it at another time.
+
+    damaged frame ─▶ its row ─▶ keyed hash ─▶ rows of the same disk and block with that hash ─▶ a frame that opens
+
+Such frames are there where a guest wrote back what had been there before, and where a capture sent a block again
+because the repository had lost it (heal.py). The hash is 16 bytes of a keyed BLAKE3, checked against what was
+opened: what is found is what was lost. Nothing of this is needed until something is damaged; then it reads the
+indexes of the log.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
+from drsync.format import Malformed, names
+from drsync.format.frame import FrameOpener, disk_binding
+from drsync.format.segment import DiskRows, decode_pack, position
+from drsync.image import Container, PackIndexes, PlacedRows, place
+from drsync.log import Log, Segment
+from drsync.model import block_length
+from drsync.repository import VmObjects
+
+_LOGGER = logging.getLogger(__name__)
+_UNREADABLE = (ChainBroken, ObjectDamaged, ObjectMissing)
+
+
+class Copies:
+    """Other frames of one VM's blocks. May be used from several threads."""
+
+    def __init__(self, objects: VmObjects) -> None:
+        self._log = Log(objects)
+        self._indexes = PackIndexes()
+        self._lock = threading.Lock()
+        self._segments: Sequence[Segment] | None = None
+        self._rows: dict[str, dict[str, PlacedRows]] = {}
+
+    def find(self, container: Container, disk: str, block: int, size_bytes: int) -> bytes | None:
+        """What the damaged frame of a block in `container` held; None if no other frame has it.
+
+        `size_bytes` is the disk's size at the point that is read.
+
+        Raises:
+            StoreUnavailable, StoreDenied: it could not be looked for.
+        """
+        with self._lock:
+            digest = self._hash_of(container, disk, block)
+            if digest is None:
+                return None
+            for held_by, object_id, offset, length in self._candidates(disk, block, digest):
+                if object_id == container.object_id:
+                    continue
+                plain = self._open(held_by, object_id, disk, block, offset, length, block_length(block, size_bytes))
+                if plain is not None and self._hashes(object_id, plain) == digest:
+                    _LOGGER.warning(
+                        "vm=%s block %d of %s is lost in %s: read from %s",
+                        self._log.vm,
+                        block,
+                        disk,
+                        container.name,
+                        held_by,
+                    )
+                    return plain
+        return None
+
+    def _hash_of(self, container: Container, disk: str, block: int) -> bytes | None:
+        """What the index of a damaged object says of a block; None if it can't be read, either."""
+        if container.name not in self._rows:
+            try:
+                rows = self._read_rows(container)
+            except (*_UNREADABLE, Malformed):
+                rows = []
+            self._rows[container.name] = place(rows)
+        placed = self._rows[container.name].get(disk)
+        found = _row_of(placed, block) if placed is not None else None
+        return placed.rows.hashes[found].tobytes() if placed is not None and found is not None else None
+
+    def _read_rows(self, container: Container) -> Sequence[DiskRows]:
+        if container.seq:
+            return self._log.read(container.seq).rows
+        opened = self._log.objects.read_index(container.name, "pack")
+        return decode_pack(opened.index, opened.frames_end)
+
+    def _candidates(self, disk: str, block: int, digest: bytes) -> Iterator[tuple[str, bytes, int, int]]:
+        """Name, object id, offset and length of frames that hold the same; the newest first."""
+        for segment in reversed(self._all()):
+            point = segment.meta.point
+            number = next((n for n, d in enumerate(point.disks) if d.name == disk), None) if point is not None else None
+            if number is None:
+                continue
+            own = place(segment.rows).get(disk)
+            yield from _matching(own, block, digest, segment.name, segment.object_id)
+            at = np.uint64(position(number, block))
+            for pack in np.flatnonzero((segment.packs.first <= at) & (segment.packs.last >= at)).tolist():
+                try:
+                    placed = self._indexes.rows(self._log.objects, segment, pack).get(disk)
+                except _UNREADABLE:
+                    continue
+                object_id = segment.packs.ids[pack].tobytes()
+                yield from _matching(placed, block, digest, names.pack(self._log.vm, object_id), object_id)
+
+    def _all(self) -> Sequence[Segment]:
+        """Every segment that can be read."""
+        if self._segments is None:
+            found: list[Segment] = []
+            for info in self._log.objects.store.list(names.log_prefix(self._log.vm)):
+                try:
+                    found.append(self._log.read(names.seq_of_segment(info.key)))
+                except (*_UNREADABLE, Malformed):
+                    continue
+            self._segments = found
+        return self._segments
+
+    def _open(
+        self, name: str, object_id: bytes, disk: str, block: int, offset: int, length: int, wanted: int
+    ) -> bytes | None:
+        objects = self._log.objects
+        try:
+            frame = memoryview(objects.store.get_range(name, offset, length))
+            opener = FrameOpener(objects.keys_of(object_id))
+            return opener.open(frame, offset, disk_binding(objects.repository_id, disk), block, wanted)
+        except (ObjectDamaged, ObjectMissing, Malformed):
+            return None
+
+    def _hashes(self, object_id: bytes, plain: bytes) -> bytes:
+        return FrameOpener(self._log.objects.keys_of(object_id)).hash_block(plain)
+
+
+def _row_of(placed: PlacedRows, block: int) -> int | None:
+    row = int(np.searchsorted(placed.rows.blocks, block))
+    there = row < len(placed.rows.blocks) and int(placed.rows.blocks[row]) == block
+    return row if there else None
+
+
+def _matching(
+    placed: PlacedRows | None, block: int, digest: bytes, name: str, object_id: bytes
+) -> Iterator[tuple[str, bytes, int, int]]:
+    row = _row_of(placed, block) if placed is not None else None
+    if placed is not None and row is not None and placed.rows.hashes[row].tobytes() == digest:
+        yield name, object_id, int(placed.offsets[row]), int(placed.rows.lengths[row])
