@@ -226,6 +226,29 @@ class PreflightTold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DamageState:
+    """What the damage that is known of a VM's points came to when it was last looked at."""
+
+    checked_at: datetime
+    points: Sequence[int]
+    """Those that do not restore as they were captured; none: all damage is healed."""
+    newest_is_hurt: bool
+    lost_blocks: int
+    """Of the newest point."""
+    objects: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyState:
+    """How far this host has come with reading a VM's objects again."""
+
+    done: float
+    """Part of the present pass, 0 to 1."""
+    ended_at: datetime | None
+    """When all of it had been read last; None: not yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmStatus:
     """What `drsync status` says of a VM."""
 
@@ -244,6 +267,10 @@ class VmStatus:
     error_time: str
     preflight: PreflightTold | None = None
     """None: no point of it was ever checked on this host."""
+    damage: DamageState | None = None
+    """None: nothing was ever found to be damaged."""
+    verified: VerifyState | None = None
+    """None: this host does not read them."""
 
 
 def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> float:

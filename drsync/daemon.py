@@ -1,7 +1,8 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
     run ──▶ generation (configuration, session, APScheduler) ──▶ a Job per VM or group ──▶ Session.capture
-     │        └ with [[protect]]: asks libvirt every half minute which VMs there are
+     │        ├ with [[protect]]: asks libvirt every half minute which VMs there are
+    │        └ Verifier: reads what is stored again, slice by slice, in [verify] within
      │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over
      └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`, seeds stop at once
 
@@ -36,6 +37,7 @@ from drsync.jobs import CAPTURES, SEEDS, Captures, Job, SeedJob, job_key, seed_k
 from drsync.model import Clock
 from drsync.systemd import Notifier
 from drsync.units import format_duration
+from drsync.verifier import Verifier
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -214,6 +216,7 @@ class _Generation:
         self._named = frozenset(vm.name for vm in config.vms)
         self._look_s = look_s if config.protects else None
         self._look_trouble = ""
+        self._verifier = Verifier(self._vm_names, captures.scrub, self._stopped)
 
     def start(self) -> None:
         """Give every VM or group its job."""
@@ -221,8 +224,13 @@ class _Generation:
             self._schedule(job)
         self._thread.start()
         self._started.wait()
+        self._verifier.start()
         if self._look_s is not None:
             threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
+
+    def _vm_names(self) -> Sequence[str]:
+        """The VMs that are captured now, whoever named or found them; not those that another drsync took over."""
+        return sorted({name for job in list(self._jobs.values()) for name in job.vm_names})
 
     def _schedule(self, job: Job) -> None:
         self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key, executor=job.workers)

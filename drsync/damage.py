@@ -280,3 +280,14 @@ def says_the_same(one: Damaged, other: Damaged) -> bool:
     """Whether two findings tell of the same damage."""
     same = (one.name, one.whole, one.blocks.keys()) == (other.name, other.whole, other.blocks.keys())
     return same and all([*runs] == [*other.blocks[disk]] for disk, runs in one.blocks.items())
+
+
+def record(log: Log, damaged: Damaged, found_at: datetime) -> None:
+    """Record damage, unless the repository knows of it already.
+
+    Raises:
+        StoreError: it could not be stored.
+    """
+    if not any(says_the_same(known.damaged, damaged) for known in read_records(log.objects)):
+        name = write_record(log.objects, damaged, found_at)
+        _LOGGER.warning("vm=%s recorded damage: %s", log.vm, name)

@@ -10,11 +10,14 @@ there twice (copies.py), hurts nothing.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from drsync.damage import Damaged, Runs, runs_of
+from drsync.damage import Damaged, Runs, read_records, runs_of
 from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.segment import DiskMeta
@@ -126,6 +129,55 @@ def image_of(standing: Standing, seq: int) -> tuple[PointImage | None, Failure |
 def newest_point_of(standing: Standing) -> int:
     """The number of the newest point that can be read; 0 if there is none."""
     return next((s.seq for s in reversed(standing.segments) if s.meta.point is not None), 0)
+
+
+TOLD_NAME: Final = "damage.json"
+"""The file in a VM's spool that says what known damage comes to."""
+
+
+class DamageTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What the damage that is known of a VM's log came to when it was last looked at."""
+
+    checked_at: str
+    """RFC 3339."""
+    objects: list[str]
+    """The damaged objects."""
+    hurt: list[int]
+    """The points that do not restore as they were captured."""
+    newest: int
+    """The newest point then."""
+    lost_blocks: int
+    """Of the newest point."""
+
+    @property
+    def newest_is_hurt(self) -> bool:
+        return self.newest in self.hurt
+
+
+def assess(log: Log, now: datetime) -> DamageTold:
+    """What all damage that is recorded, or shows in the log itself, comes to.
+
+    Raises:
+        StoreError: it could not be found out.
+    """
+    damaged = [record.damaged for record in read_records(log.objects)]
+    standing = standing_of(log)
+    return told_of(standing, find_hurt(standing, damaged), now)
+
+
+def told_of(standing: Standing, hurt: Sequence[HurtPoint], now: datetime) -> DamageTold:
+    """The short form of which points are hurt."""
+    newest = newest_point_of(standing)
+    objects = dict.fromkeys(name for point in hurt for disk in point.disks for name in disk.objects)
+    objects |= dict.fromkeys(_named(point.broken) for point in hurt if point.broken is not None)
+    lost = sum(disk.blocks for point in hurt if point.point == newest for disk in point.disks)
+    return DamageTold(
+        checked_at=now.isoformat(),
+        objects=list(objects),
+        hurt=[point.point for point in hurt],
+        newest=newest,
+        lost_blocks=lost,
+    )
 
 
 class _Finding:

@@ -432,9 +432,10 @@ class PointImage:
             touched[min(sizes) // WINDOW_BLOCKS :] = True
         return touched[:count]
 
-    def live_bytes(self, disk: str) -> int:
-        """Bytes of the blocks that hold data: what a restored disk takes."""
-        return sum(int(np.count_nonzero(w.containers != NOWHERE)) for w in self.windows(disk)) * BLOCK_SIZE
+    def live_bytes(self, disk: str, *, tolerant: bool = False) -> int:
+        """Bytes of the blocks that hold data: what a restored disk takes. `tolerant`: unknown ones count, too."""
+        windows = self.windows(disk, tolerant=tolerant)
+        return sum(int(np.count_nonzero(w.containers != NOWHERE)) for w in windows) * BLOCK_SIZE
 
 
 def load_image(log: Log, seq: int) -> PointImage:

@@ -49,6 +49,10 @@ class Captures(Protocol):
         """The VMs to protect now, those that patterns find among them; may take seconds."""
         ...
 
+    def scrub(self, vm: str, /, *, stop: Callable[[], bool]) -> object:
+        """Read what is due of what is stored of a VM, and check it; `stop` ends that."""
+        ...
+
     def beat(self) -> None:
         """Tell the repository that this host lives, and when each VM was last seen unchanged."""
         ...

@@ -34,6 +34,7 @@ from drsync.format.keys import OBJECT_ID_BYTES
 from drsync.image import NOWHERE, Container, PointImage, Window
 from drsync.log import Log, Segment
 from drsync.mapped import BlockMap, Stretch, listed_maps, newest_stretch
+from drsync.model import Kind
 
 MAX_MAP_BYTES: Final = 128 * 1024 * 1024
 """Of the pages of one map, which are made in memory: enough for about 3 TiB of data that all moved at once."""
@@ -88,6 +89,27 @@ def write_map(log: Log, seq: int, *, present: set[str]) -> str:
     making = _Making(log, stretch, seq)
     name = making.run(_usable(log.vm, stretch, present))
     _LOGGER.info("vm=%s wrote a block map of point %d, pages=%d", log.vm, seq, making.written)
+    return name
+
+
+def write_map_alone(log: Log, segment: Segment) -> str:
+    """Write a map of a point that holds every disk in full, from its segment alone; the map's name.
+
+    For a log that is broken somewhere before this point: readers then need nothing of what lies before it
+    (docs/format.md, F54). Whoever calls this knows that the point is one that this log's writer committed.
+
+    Raises:
+        Malformed: not every disk is in full.
+        ObjectMissing, ObjectDamaged: the point is not whole itself.
+        StoreError: the map could not be stored.
+    """
+    point = segment.meta.point
+    if point is None or any(disk.kind is not Kind.FULL for disk in point.disks):
+        raise Malformed(f"segment {segment.seq} does not hold every disk in full")
+    before = [seq for seq, _ in log.listed() if seq < segment.seq]
+    stretch = Stretch(log=log, segments=[segment], ground=None, parent=before[-1] if before else None)
+    name = _Making(log, stretch, segment.seq).run(None)
+    _LOGGER.warning("vm=%s point %d stands by its map alone: the log before it is damaged", log.vm, segment.seq)
     return name
 
 

@@ -20,6 +20,7 @@ from drsync import catalog
 from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_point, run_cycle
 from drsync.catalog import Point, PreflightTold, VmStatus
 from drsync.config import Config, LibvirtSource, VmSettings, captured_together
+from drsync.damage import read_records, record
 from drsync.errors import (
     CaptureRunning,
     DrsyncError,
@@ -27,10 +28,12 @@ from drsync.errors import (
     LibraryMissing,
     LiveUnavailable,
     ObjectMissing,
+    PointDamaged,
     PointLost,
     RepositoryExists,
     SourceError,
     SpoolError,
+    StoreError,
     TargetExists,
     UnknownDisk,
     UnknownPoint,
@@ -40,6 +43,7 @@ from drsync.format.keys import RecoveryKey, RootKey
 from drsync.group import Assembly, run_together
 from drsync.guests import Guests
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
+from drsync.hurt import TOLD_NAME, DamageTold, HurtPoint, find_hurt, image_of, standing_of, told_of
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
@@ -52,8 +56,11 @@ from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
 from drsync.protection import Protection, libvirt_needed
 from drsync.quiesce import Company
+from drsync.repair import RepairReport, repair
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
-from drsync.restore import restore_disk
+from drsync.restore import Salvage, restore_disk
+from drsync.salvage import lost_document, refuse_damaged
+from drsync.scrub import STATE_NAME, ScrubState, Slice, read_slice
 from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
 from drsync.spool import Spool
@@ -80,6 +87,8 @@ class RestoreRequest:
     disks: Sequence[str] = ()
     """Just these disks; empty = all."""
     overwrite: bool = False
+    allow_damaged: bool = False
+    """Restore also a point that has lost something: the rest, with a list of what is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +110,10 @@ class RestorePlan:
     image: PointImage
     disks: Sequence[RestoredDisk]
     definition_path: Path
+    hurt: HurtPoint | None = None
+    """What is known to be lost of the point, if it is restored all the same."""
+    lost_path: Path | None = None
+    """Where the list of what is lost goes; None if all of it has to be there."""
 
 
 class Session:
@@ -462,6 +475,8 @@ class Session:
             error=error,
             error_time=error_time,
             preflight=_told(spool.noted(KEPT_NAME, Report)),
+            damage=_damage_told(spool.noted(TOLD_NAME, DamageTold)),
+            verified=_verified(spool.noted(STATE_NAME, ScrubState)),
         )
 
     def _newest_point(self, vm: str, known_seq: int) -> Point | None:
@@ -491,8 +506,11 @@ class Session:
         Raises:
             UnknownVm, UnknownPoint, UnknownDisk: there is nothing like that.
             PointLost: no number was given, and newer points than the log has are known to have been committed.
+            PointDamaged: the point is known to have lost something, and that was not said to be done without.
             TargetExists, TargetFull: the output can't take it.
         """
+        if request.allow_damaged:
+            return self._plan_salvage(request)
         point, image = self.find_point(request.vm, number=request.number, at=request.at)
         disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
         definition = request.output / f"{request.vm}.json"
@@ -508,7 +526,34 @@ class Session:
         Raises:
             UnknownVm, UnknownPoint: there is nothing like that.
             PointLost: no number was given, and newer points than the log has are known to have been committed.
+            PointDamaged: there are damage records, and the point has really lost something.
         """
+        point, image = self._find_point(vm, number=number, at=at)
+        refuse_damaged(self.log(vm), point.number)
+        return point, image
+
+    def _plan_salvage(self, request: RestoreRequest) -> RestorePlan:
+        """What a restore would write that does without what is lost."""
+        self.known_vms(request.vm)
+        log = self.log(request.vm)
+        standing = standing_of(log)
+        known = catalog.points_of(standing.segments)
+        point = catalog.choose(request.vm, known, number=request.number, at=request.at)
+        image, broken = image_of(standing, point.number)
+        if image is None:
+            raise PointDamaged(point=point.number, vm=log.vm, what=broken, whole="N")
+        disks = [self._planned(image, name, request) for name in _chosen(point, request.disks)]
+        definition = request.output / f"{request.vm}.json"
+        lost = request.output / f"{request.vm}.lost.json"
+        for path in [definition, lost, *(d.path for d in disks)]:
+            if os.path.lexists(path) and not request.overwrite:
+                raise TargetExists(path=path, vm=request.vm)
+        check_room(request.output, sum(d.live_bytes for d in disks))
+        damaged = [found.damaged for found in read_records(log.objects)]
+        hurt = next(iter(find_hurt(standing, damaged, [point.number])), None)
+        return RestorePlan(point=point, image=image, disks=disks, definition_path=definition, hurt=hurt, lost_path=lost)
+
+    def _find_point(self, vm: str, *, number: int | None, at: datetime | None) -> tuple[Point, PointImage]:
         self.known_vms(vm)
         log = self.log(vm)
         last = self._last_needed(log, number)
@@ -541,9 +586,9 @@ class Session:
     def _planned(self, image: PointImage, name: str, request: RestoreRequest) -> RestoredDisk:
         return RestoredDisk(
             name=name,
-            path=request.output / f"{name}.{request.image_format}",
+            path=request.output / f"{name}{'.damaged' if request.allow_damaged else ''}.{request.image_format}",
             size_bytes=image.disk(name).size_bytes,
-            live_bytes=image.live_bytes(name),
+            live_bytes=image.live_bytes(name, tolerant=request.allow_damaged),
         )
 
     def preflight(self, vm: str, *, number: int | None = None, at: datetime | None = None, reader: str = "") -> Report:
@@ -553,7 +598,7 @@ class Session:
             UnknownVm, UnknownPoint, PointLost: see find_point.
             ObjectMissing, ObjectDamaged, StoreError: the disks can't be read.
         """
-        point, image = self.find_point(vm, number=number, at=at)
+        point, image = self._find_point(vm, number=number, at=at)  # it reads little: what it can't read, it says
         report = preflight(self.log(vm).objects, point, image, self.clock, reader=reader)
         try:
             self.spool.vm(vm).note(KEPT_NAME, report)
@@ -561,26 +606,119 @@ class Session:
             _LOGGER.warning("vm=%s the result is not kept: %s", vm, err)
         return report
 
-    def restore(self, request: RestoreRequest, plan: RestorePlan, progress: Progress) -> None:
-        """Write the disks and the definition of a planned restore.
+    def restore(self, request: RestoreRequest, plan: RestorePlan, progress: Progress) -> Salvage:
+        """Write the disks and the definition of a planned restore; what it had to do without.
+
+        With `allow_damaged` that is also listed in a file beside the disks; else it is nothing.
 
         Raises:
             ObjectMissing, ObjectDamaged: the point can't be had as it was captured; nothing finished-looking is left.
             TargetError: the output can't be written.
         """
         objects = self.log(request.vm).objects
+        salvage = Salvage()
         progress.start(f"restore {request.vm}", sum(d.size_bytes for d in plan.disks))
         for disk in plan.disks:
             target = ImageDisk(
                 disk.path, disk.size_bytes, request.image_format, vm=request.vm, overwrite=request.overwrite
             )
-            restore_disk(objects, plan.image, disk.name, target, progress)
-        text = msgspec.json.format(msgspec.json.encode(_definition(plan, request)), indent=2).decode()
-        write_text_file(plan.definition_path, text + "\n", vm=request.vm, overwrite=request.overwrite)
+            chosen = salvage if request.allow_damaged else None
+            restore_disk(objects, plan.image, disk.name, target, progress, chosen)
+        if plan.lost_path is not None:
+            files = {d.name: (d.path.name, d.size_bytes) for d in plan.disks}
+            _write_json(plan.lost_path, lost_document(request.vm, plan.point.number, files, salvage), request)
+        _write_json(plan.definition_path, _definition(plan, request, salvage), request)
+        return salvage
 
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
-        """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
-        return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+        """Audit a VM's log, also against what the heartbeats and this spool know to have been committed.
+
+        What is damaged is recorded in the repository, for the host that can heal it, and kept for `status`.
+        """
+        log = self.log(vm)
+        report = verify(log, committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+        self._record(log, report)
+        return report
+
+    def _record(self, log: Log, report: VmReport) -> None:
+        """Tell of what an audit found. The user is told anyway: a repository that can't be written is no error."""
+        try:
+            for damaged in report.damaged:
+                record(log, damaged, self.clock.now())
+            if report.damaged or self.spool.vm(log.vm).noted(TOLD_NAME, DamageTold) is not None:
+                self._note_damage(log.vm, told_of(standing_of(log), report.hurt, self.clock.now()))
+        except StoreError as err:
+            _LOGGER.warning("vm=%s the damage is not recorded: %s", log.vm, err)
+
+    def _note_damage(self, vm: str, told: DamageTold) -> None:
+        try:
+            self.spool.vm(vm).note(TOLD_NAME, told)
+        except SpoolError as err:  # a machine that only recovers need not have a spool
+            _LOGGER.warning("vm=%s what is damaged is not kept: %s", vm, err)
+
+    def scrub(self, vm: str, *, stop: Callable[[], bool] = lambda: False) -> Slice | None:
+        """Read what is due of a VM's objects (scrub.read_slice); None if that is switched off.
+
+        Raises:
+            StoreError, SpoolError: the next slice goes on.
+        """
+        within_s = self.config.verify.within_s
+        if within_s is None:
+            return None
+        spool = self.spool.vm(vm)
+        found = read_slice(
+            self.log(vm),
+            spool.noted(STATE_NAME, ScrubState),
+            within_s=within_s,
+            clock=self.clock,
+            save=lambda state: spool.note(STATE_NAME, state),
+            stop=stop,
+        )
+        if found.assessed is not None:
+            self._note_damage(vm, found.assessed)
+        return found
+
+    def repair(self, vm: str, progress: Progress, *, dry_run: bool, read_data: bool = False) -> RepairReport:
+        """Make a VM's block maps anew where they are no good, and say what its points have lost.
+
+        `read_data`: by reading all objects, not just by what is known.
+
+        Raises:
+            StoreError: the repository can't be read.
+        """
+        log = self.log(vm)
+        audit = verify(log, committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+        if not dry_run:
+            self._record(log, audit)
+        report = repair(log, self.clock.now(), dry_run=dry_run, found=audit.damaged)
+        if not dry_run and (report.hurt or self.spool.vm(vm).noted(TOLD_NAME, DamageTold) is not None):
+            self._note_damage(vm, told_of(standing_of(log), report.hurt, self.clock.now()))
+        return report
+
+
+def _write_json(path: Path, document: dict[str, object], request: RestoreRequest) -> None:
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    write_text_file(path, text + "\n", vm=request.vm, overwrite=request.overwrite)
+
+
+def _damage_told(told: DamageTold | None) -> catalog.DamageState | None:
+    if told is None:
+        return None
+    return catalog.DamageState(
+        checked_at=catalog.parse_time(told.checked_at),
+        points=tuple(told.hurt),
+        newest_is_hurt=told.newest_is_hurt,
+        lost_blocks=told.lost_blocks,
+        objects=tuple(told.objects),
+    )
+
+
+def _verified(state: ScrubState | None) -> catalog.VerifyState | None:
+    if state is None:
+        return None
+    done = 1.0 if state.ended_at else min(1.0, state.done_bytes / state.total_bytes) if state.total_bytes else 0.0
+    ended = state.ended_at or state.last_ended_at
+    return catalog.VerifyState(done=done, ended_at=catalog.parse_time(ended) if ended else None)
 
 
 def _told(report: Report | None) -> PreflightTold | None:
@@ -618,9 +756,12 @@ def _chosen(point: Point, wanted: Sequence[str]) -> list[str]:
     return [name for name in known if not wanted or name in wanted]
 
 
-def _definition(plan: RestorePlan, request: RestoreRequest) -> dict[str, object]:
+def _definition(plan: RestorePlan, request: RestoreRequest, salvage: Salvage) -> dict[str, object]:
     """What is written beside the disks: all that is needed to start the VM again."""
+    lost = sum(map(len, salvage.lost.values()))
+    damaged = {"damaged": {"lost_blocks": lost, "list": plan.lost_path.name}} if lost and plan.lost_path else {}
     return {
+        **damaged,
         "vm": request.vm,
         "point": plan.point.number,
         "time": plan.point.time.isoformat().replace("+00:00", "Z"),

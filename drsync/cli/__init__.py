@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "points": "drsync.cli.points",
     "restore": "drsync.cli.restore",
     "verify": "drsync.cli.verify",
+    "repair": "drsync.cli.repair",
     "preflight": "drsync.cli.preflight",
     "status": "drsync.cli.status",
     "daemon": "drsync.cli.daemon",

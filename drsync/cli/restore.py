@@ -20,6 +20,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "--disk": ("image",),
     "--overwrite": ("image",),
     "--fix-guest": ("image",),
+    "--allow-damaged": ("image",),
     "--format": ("image", "libvirt"),
     "--point": _TARGETS,
     "--at": _TARGETS,
@@ -66,6 +67,7 @@ class Options:
     disks: tuple[str, ...]
     overwrite: bool
     fix_guest: str | None
+    allow_damaged: bool
     uri: str
     name: str | None
     pool: str | None
@@ -159,6 +161,11 @@ def read_tags(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, .
     "--fix-guest",
     type=click.Choice(["ec2"]),
     help="image: prepare the restored guest for EC2: initramfs, fstab, network, console (docs/preflight.md).",
+)
+@click.option(
+    "--allow-damaged",
+    is_flag=True,
+    help="image: also of a point that has lost something: the rest, with a list of what is missing.",
 )
 @click.option("--uri", default="qemu:///system", show_default=True, help="libvirt: the host.")
 @click.option("--name", metavar="NEW", help="Another name; a domain is then a copy, with a uuid of its own.")
@@ -268,7 +275,9 @@ def _check_way(ctx: click.Context, options: Options, way: str) -> None:
         raise click.UsageError("--private-ip and --keep-ip both choose the address: give one of them")
     if options.instance_type is not None and options.families:
         raise click.UsageError("--instance-type and --family both choose the type: give one of them")
-    if options.fix_guest is not None and options.disks:
-        raise click.UsageError("--fix-guest needs all disks of the VM: it can't be given with --disk")
+    if options.fix_guest is not None and (options.disks or options.allow_damaged):
+        raise click.UsageError(
+            "--fix-guest needs all disks of the VM: it can't be given with --disk or --allow-damaged"
+        )
     if options.pool is not None and options.disk_dir is not None:
         raise click.UsageError("--pool and --disk-dir both choose the place: give one of them")

@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from drsync.errors import DrsyncError
+from drsync.model import BLOCK_SIZE
 
 if TYPE_CHECKING:  # values of modules that only some commands need
-    from drsync.catalog import GroupPoint, GroupTold, Point, PreflightTold, VmStatus
+    from drsync.catalog import DamageState, GroupPoint, GroupTold, Point, PreflightTold, VerifyState, VmStatus
+    from drsync.hurt import HurtPoint
     from drsync.journal import SeedProgress
     from drsync.preflight.report import Report
     from drsync.recovery.cloud.cost import Cost
@@ -15,6 +17,8 @@ if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
+    from drsync.repair import RepairReport
+    from drsync.restore import Salvage
     from drsync.session import RestorePlan, RestoreRequest
     from drsync.source import DiskSurvey
     from drsync.verify import VmReport
@@ -121,7 +125,23 @@ def status(value: "VmStatus") -> Document:
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
         "preflight": None if value.preflight is None else _preflight_told(value.preflight),
+        "damage": None if value.damage is None else _damage(value.damage),
+        "verified": None if value.verified is None else _verified(value.verified),
     }
+
+
+def _damage(value: "DamageState") -> Document:
+    return {
+        "checked": instant(value.checked_at),
+        "points": list(value.points),
+        "newest_is_hurt": value.newest_is_hurt,
+        "lost_blocks": value.lost_blocks,
+        "objects": list(value.objects),
+    }
+
+
+def _verified(value: "VerifyState") -> Document:
+    return {"done": round(value.done, 4), "ended": instant(value.ended_at)}
 
 
 def _preflight_told(value: "PreflightTold") -> Document:
@@ -213,7 +233,66 @@ def report(value: "VmReport") -> Document:
         "stored_bytes": value.stored_bytes,
         "frames": value.frames,
         "problems": [{**error(problem.error), "point": problem.point} for problem in value.problems],
+        "hurt": [hurt(point) for point in value.hurt],
     }
+
+
+def _byte_range(first: int, count: int, size_bytes: int) -> Document:
+    offset = first * BLOCK_SIZE
+    size = min((first + count) * BLOCK_SIZE, size_bytes) - offset
+    return {"first_block": first, "blocks": count, "offset_bytes": offset, "size_bytes": size}
+
+
+def hurt(value: "HurtPoint") -> Document:
+    """A point that does not restore as it was captured."""
+    return {
+        "point": value.point,
+        "broken": None if value.broken is None else error(value.broken),
+        "disks": [
+            {
+                "name": disk.name,
+                "size_bytes": disk.size_bytes,
+                "lost_blocks": disk.blocks,
+                "lost": [_byte_range(first, count, disk.size_bytes) for first, count in disk.runs],
+                "objects": list(disk.objects),
+            }
+            for disk in value.disks
+        ],
+    }
+
+
+def repair(value: "RepairReport", *, dry_run: bool) -> Document:
+    """What was, or would be, done to a VM's block maps, and what its points have lost."""
+    return {
+        "vm": value.vm,
+        "dry_run": dry_run,
+        "checked": instant(value.checked_at),
+        "points": value.points,
+        "maps": value.maps,
+        "made": [
+            {
+                "point": made.point,
+                "reason": made.reason,
+                "name": made.name,
+                "error": None if made.error is None else error(made.error),
+            }
+            for made in value.repairs
+        ],
+        "useless": list(value.useless),
+        "hurt": [hurt(point) for point in value.hurt],
+    }
+
+
+def salvage(plan: "RestorePlan", done_without: "Salvage", *, done: bool) -> Document:
+    """What a restore had to do without; before it is done, what is known to be lost."""
+    if plan.lost_path is None:
+        return {"lost": None}
+    if not done:
+        return {"lost": None if plan.hurt is None else hurt(plan.hurt)["disks"]}
+    from drsync.salvage import lost_document  # noqa: PLC0415 - only this view needs it
+
+    files = {d.name: (d.path.name, d.size_bytes) for d in plan.disks}
+    return {"lost": lost_document(plan.point.vm, plan.point.number, files, done_without)["disks"]}
 
 
 def recovery(plan: "RecoveryPlan", uri: str, *, took_s: float | None) -> Document:

@@ -84,6 +84,16 @@ def read_at_least_1s(value: object) -> float:
     return seconds
 
 
+def read_within(value: object) -> float | None:
+    """Seconds, a day or more; None for "never"."""
+    if value == "never":
+        return None
+    seconds = read_duration(value)
+    if seconds < 86400:
+        raise ValueError(f"{shown(value)} is too short; 1d is the least (`drsync verify --read-data` reads all now)")
+    return seconds
+
+
 def read_switch(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -20,6 +20,7 @@ from drsync.config.settings import (
     QmpSource,
     RepositorySettings,
     SpoolSettings,
+    VerifySettings,
     VmSettings,
 )
 from drsync.config.table import TableReading, names_of
@@ -94,12 +95,13 @@ class _Reading(TableReading):
         repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
         limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
+        verify = self.table("[verify]", VerifySettings, document.get("verify", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
         self._check_groups(vms, protects)
         clouds = self._clouds(document.get("cloud", []))
-        if repository is None or spool is None or limits is None or daemon is None:
+        if repository is None or spool is None or limits is None or verify is None or daemon is None:
             return None
         self._check_s3_only(repository)
         return Config(
@@ -107,6 +109,7 @@ class _Reading(TableReading):
             repository=repository,
             spool=spool,
             limits=limits,
+            verify=verify,
             vms=vms,
             protects=protects,
             clouds=clouds,

@@ -28,6 +28,7 @@ from drsync.config.key import (
     read_text,
     read_texts,
     read_uri,
+    read_within,
     shown,
 )
 from drsync.model import Consistency, OnFreezeFailure
@@ -146,6 +147,22 @@ class LimitsSettings:
             default="unlimited",
             meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
             why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
+    """`[verify]`: what is stored is read again, so that damage is found while it can be healed."""
+
+    within_s: Annotated[
+        float | None,
+        Key(
+            name="within",
+            parse=read_within,
+            default="30d",
+            meaning="In this time the daemon reads and checks every byte of its VMs' points. At least 1d, or `never`.",
+            why="What a disk or a bucket loses is rarely noticed by itself; a month of reading is a trickle.",
         ),
     ]
 
@@ -505,6 +522,7 @@ class Config:
     repository: RepositorySettings
     spool: SpoolSettings
     limits: LimitsSettings
+    verify: VerifySettings
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     clouds: Sequence[CloudSettings]
@@ -523,6 +541,7 @@ TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
     "limits": LimitsSettings,
+    "verify": VerifySettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "cloud": CloudSettings,

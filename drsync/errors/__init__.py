@@ -4,13 +4,13 @@
     ├── ConfigError        10-19  what the user wrote
     ├── RepositoryError    20-29  the repository as a whole, its key
     ├── StoreError         30-39  where objects live
-    ├── IntegrityError     40-44  bytes that are not what was written
+    ├── IntegrityError     40-44  bytes that are not what was written; 94-97: what points have lost by it
     ├── LogError           45-49  who may write a VM's log
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
     ├── RecoveryError      80-89  VMs that came back, but are not up
-    ├── GuestError         90-99  the guest, held still for a capture
+    ├── GuestError         90-93  the guest, held still for a capture
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
 Each class has a `code` (also the exit code of the command line; click uses 1
@@ -51,6 +51,7 @@ from drsync.errors.config import (
     UnknownPoint,
     UnknownVm,
 )
+from drsync.errors.damage import MapUnwritable, PointDamaged, PointsHurt, RestoredInPart
 from drsync.errors.guest import FreezeFailed, GuestError, GuestHeld
 from drsync.errors.log import (
     ChainBroken,
@@ -173,6 +174,7 @@ __all__ = [
     "LibvirtUnreachable",
     "LiveUnavailable",
     "LogError",
+    "MapUnwritable",
     "NoWayToCopy",
     "NotQmp",
     "NotStarted",
@@ -182,8 +184,10 @@ __all__ = [
     "ObjectMissing",
     "PlanFailed",
     "PlanInvalid",
+    "PointDamaged",
     "PointLost",
     "PointUnwritable",
+    "PointsHurt",
     "PoolUnusable",
     "RecoveryError",
     "ReplaceUndone",
@@ -191,6 +195,7 @@ __all__ = [
     "RepositoryExists",
     "RepositoryMissing",
     "RepositoryTooNew",
+    "RestoredInPart",
     "SnapshotFailed",
     "SourceBusy",
     "SourceError",

@@ -1,0 +1,215 @@
+"""Reads all of a VM's objects again and again, a little at a time, so that damage is found while it can be healed.
+
+    pass ├── segment 1, its packs ── segment 2, its packs ── … ── the newest ──┤ wait ├── segment 1 …
+              ▲ cursor: kept in the spool; a restart goes on there
+    every minute: credit += what is left of the pass / the time that is left for it; read objects while there is credit
+
+The order is that of the log, so nothing has to be remembered but where it stands: objects that are written
+meanwhile come at the end of the pass. If the cursor is lost a pass begins anew: something is read twice.
+What is damaged is recorded (damage.py) for whoever can heal it, and the points are told that it hurts (hurt.py).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from drsync.damage import Checked, Damaged, check_pack, check_segment, record
+from drsync.errors import ObjectDamaged, ObjectMissing
+from drsync.format import names
+from drsync.hurt import DamageTold, assess
+from drsync.log import FIRST_SEQ, Log, Segment
+from drsync.model import Clock
+from drsync.units import MiB, format_duration, format_size
+
+_LOGGER = logging.getLogger(__name__)
+
+STATE_NAME: Final = "verify.json"
+"""The file in a VM's spool that has the cursor."""
+SHARE: Final = 0.75
+"""Part of the time in which everything is to be read that a pass is planned for: the rest is for a host that was
+off, and for logs whose middle was pruned, which brings an object later in its pass than it was in the one before."""
+_LONGEST_GAP_S: Final = 600.0
+"""Time that passed between two slices and counts: after a day off, what is due is spread over what is left."""
+_LEAST_LEFT: Final = 1 / 30
+"""Of a pass: one that is late catches up within this, not at once."""
+_LEAST_BYTES: Final = 1 * MiB
+"""What is reckoned to be left of a pass at least: its end has to be found, too."""
+_WHOLE_SEGMENT: Final = -1
+
+
+class ScrubState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a pass stands."""
+
+    began_at: str
+    """RFC 3339."""
+    looked_at: str
+    """When the last slice was read, or was not due."""
+    total_bytes: int
+    """Stored bytes when the pass began."""
+    done_bytes: int = 0
+    credit_bytes: float = 0.0
+    """What may be read now; below zero after a large object."""
+    seq: int = FIRST_SEQ
+    pack: int = _WHOLE_SEGMENT
+    """The next object: this pack of segment `seq`, or the segment itself."""
+    ended_at: str = ""
+    """When the pass reached the newest object; empty: it has not yet."""
+    last_ended_at: str = ""
+    """When the pass before did; empty: there was none."""
+    frames: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """What one slice came to."""
+
+    state: ScrubState
+    read_bytes: int
+    found: Sequence[Damaged]
+    assessed: DamageTold | None
+    """What all known damage comes to; None if this slice found nothing new."""
+
+
+def new_pass(log: Log, now: datetime, last_ended_at: str = "") -> ScrubState:
+    """The beginning of a pass.
+
+    Raises:
+        StoreError: the objects can't be listed.
+    """
+    prefixes = (names.log_prefix(log.vm), names.pack_prefix(log.vm))
+    total = sum(info.size_bytes for prefix in prefixes for info in log.objects.store.list(prefix))
+    return ScrubState(
+        began_at=now.isoformat(), looked_at=now.isoformat(), total_bytes=total, last_ended_at=last_ended_at
+    )
+
+
+def with_credit(state: ScrubState, now: datetime, within_s: float) -> ScrubState:
+    """The state with what became due since it was looked at. Pure.
+
+    Evenly over what is left of the pass, whatever happened before.
+    """
+    pass_s = within_s * SHARE
+    began, looked = datetime.fromisoformat(state.began_at), datetime.fromisoformat(state.looked_at)
+    gap_s = min(max(0.0, (now - looked).total_seconds()), _LONGEST_GAP_S)
+    left_s = max(pass_s - (now - began).total_seconds() + gap_s, pass_s * _LEAST_LEFT, gap_s)
+    left_bytes = state.total_bytes - state.done_bytes - state.credit_bytes
+    due = max(left_bytes, state.total_bytes / 100, _LEAST_BYTES) * gap_s / left_s  # it may be more than was reckoned
+    return msgspec.structs.replace(state, looked_at=now.isoformat(), credit_bytes=state.credit_bytes + due)
+
+
+def is_next_due(state: ScrubState, now: datetime, within_s: float) -> bool:
+    """Whether a pass that has ended is to be followed by the next one. Pure; a clock that was set back waits."""
+    return (now - datetime.fromisoformat(state.began_at)).total_seconds() >= within_s * SHARE
+
+
+def read_slice(
+    log: Log,
+    state: ScrubState | None,
+    *,
+    within_s: float,
+    clock: Clock,
+    save: Callable[[ScrubState], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> Slice:
+    """Read what is due of a VM's objects, and record what is damaged.
+
+    `save` is called after every object. With `stop` it ends behind the object that it is at.
+
+    Raises:
+        StoreError: reading failed, which says nothing of the objects; the next slice goes on.
+    """
+    now = clock.now()
+    if state is None or (state.ended_at and is_next_due(state, now, within_s)):
+        state = new_pass(log, now, state.ended_at if state is not None else "")
+    if state.ended_at:
+        return Slice(state=state, read_bytes=0, found=[], assessed=None)
+    reading = _Reading(log, with_credit(state, now, within_s), save, clock)
+    return reading.run(stop)
+
+
+class _Reading:
+    """One run of `read_slice`."""
+
+    def __init__(self, log: Log, state: ScrubState, save: Callable[[ScrubState], None], clock: Clock) -> None:
+        self._log = log
+        self._state = state
+        self._save = save
+        self._clock = clock
+        self._segment: Segment | None = None
+        self._found: list[Damaged] = []
+        self._read_bytes = 0
+
+    def run(self, stop: Callable[[], bool]) -> Slice:
+        self._save(self._state)
+        assessed: DamageTold | None = None
+        while self._state.credit_bytes > 0 and not self._state.ended_at and not stop():
+            self._read_next()
+            self._save(self._state)
+        if self._found:
+            assessed = assess(self._log, self._clock.now())
+        return Slice(state=self._state, read_bytes=self._read_bytes, found=self._found, assessed=assessed)
+
+    def _read_next(self) -> None:
+        if self._state.pack == _WHOLE_SEGMENT:
+            seq = self._next_segment()
+            if seq is None:
+                self._end()
+                return
+            checked = check_segment(self._log, seq)
+            self._take(checked)
+            self._segment = checked.segment
+            packs = len(checked.segment.packs) if checked.segment is not None else 0
+            self._move(*((seq, 0) if packs else (seq + 1, _WHOLE_SEGMENT)))
+        else:
+            self._read_pack()
+
+    def _next_segment(self) -> int | None:
+        """The number of the segment to read; what is missing before it is damage, too."""
+        found = next(iter(self._log.listed(after=self._state.seq - 1)), None)
+        if found is None:
+            return None
+        seq, _ = found
+        for missing in range(self._state.seq, seq):
+            self._take(check_segment(self._log, missing))
+        return seq
+
+    def _read_pack(self) -> None:
+        seq, number = self._state.seq, self._state.pack
+        try:
+            segment = self._segment if self._segment is not None and self._segment.seq == seq else self._log.read(seq)
+        except (ObjectMissing, ObjectDamaged):  # it was whole a moment ago: look at it as a whole
+            self._move(seq, _WHOLE_SEGMENT)
+            return
+        self._segment = segment
+        if number < len(segment.packs):
+            self._take(check_pack(self._log.objects, segment, number))
+        more = number + 1 < len(segment.packs)
+        self._move(*((seq, number + 1) if more else (seq + 1, _WHOLE_SEGMENT)))
+
+    def _move(self, seq: int, pack: int) -> None:
+        self._state = msgspec.structs.replace(self._state, seq=seq, pack=pack)
+
+    def _take(self, checked: Checked) -> None:
+        """Note what an object came to."""
+        self._read_bytes += checked.read_bytes
+        self._state = msgspec.structs.replace(
+            self._state,
+            done_bytes=self._state.done_bytes + checked.read_bytes,
+            credit_bytes=self._state.credit_bytes - max(1, checked.read_bytes),
+            frames=self._state.frames + checked.frames,
+        )
+        if checked.damaged is not None:
+            _LOGGER.error("vm=%s point=%d %s", self._log.vm, checked.damaged.seq, checked.damaged.error)
+            record(self._log, checked.damaged, self._clock.now())
+            self._found.append(checked.damaged)
+
+    def _end(self) -> None:
+        now = self._clock.now()
+        took_s = (now - datetime.fromisoformat(self._state.began_at)).total_seconds()
+        read = format_size(self._state.done_bytes)
+        _LOGGER.info("vm=%s verified: %s read in %s", self._log.vm, read, format_duration(max(0.0, took_s)))
+        self._state = msgspec.structs.replace(self._state, ended_at=now.isoformat())
