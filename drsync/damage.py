@@ -101,8 +101,7 @@ def _check_segment(log: Log, seq: int, name: str) -> Checked:
         data = log.objects.store.get(name, limit_bytes=seal.MAX_OBJECT_BYTES)
         segment = log.decode(name, seq, log.objects.open_end(name, "segment", data, seq=seq))
     except (ObjectMissing, ObjectDamaged) as err:
-        lost = Damaged(name=name, object_id=b"", seq=seq, pack=False, error=err, whole=True, blocks={})
-        return Checked(frames=0, read_bytes=len(data), damaged=lost)
+        return Checked(frames=0, read_bytes=len(data), damaged=lost_segment(log.vm, seq, err))
     point = segment.meta.point
     error, blocks = _lost_frames(
         log.objects, name, data, segment.object_id, segment.rows, point.disks if point is not None else []
@@ -133,6 +132,12 @@ def _check_pack(objects: VmObjects, segment: Segment, number: int) -> Checked:
             name=name, object_id=entry.object_id, seq=segment.seq, pack=True, error=error, whole=False, blocks=blocks
         )
     return Checked(frames=sum(len(r.blocks) for r in rows), read_bytes=len(data), damaged=damaged)
+
+
+def lost_segment(vm: str, seq: int, error: IntegrityError | ObjectMissing) -> Damaged:
+    """A segment of which nothing can be read by its index: not even what its object id was."""
+    name = names.segment(vm, seq)
+    return Damaged(name=name, object_id=b"", seq=seq, pack=False, error=error, whole=True, blocks={})
 
 
 def lost_pack(vm: str, segment: Segment, number: int, error: IntegrityError | ObjectMissing) -> Damaged:

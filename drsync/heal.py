@@ -101,10 +101,11 @@ class Healer:
         records_there = self._log.objects.store.list(names.damage_prefix(self._log.vm))
         listed = [info.key for info in islice(records_there, MAX_RECORDS)]
         new = set(listed).difference(note.settled if note is not None else ())
-        if not new:
+        is_told = self._is_told()
+        if not new and not is_told:
             self._settle(listed, now)
             return None
-        records = [r for r in read_records(self._log.objects) if r.name in new]
+        records = [r for r in read_records(self._log.objects) if is_told or r.name in new]
         hurt = find_hurt(standing_of(self._log), [r.damaged for r in records], [newest], copies=False)
         if not hurt:
             self._settle(listed, now)
@@ -118,11 +119,15 @@ class Healer:
         self._spool.note(_NOTE, msgspec.structs.replace(note, looked_at=now.isoformat(), waits=True))
 
     def _is_time(self, note: HealNote, now: datetime) -> bool:
-        told = self._spool.noted(TOLD_NAME, DamageTold)
-        if told is not None and told.newest_is_hurt and not note.waits:
+        if self._is_told() and not note.waits:
             return True
         since_s = (now - datetime.fromisoformat(note.looked_at)).total_seconds()
         return not 0 <= since_s < LOOK_EVERY_S
+
+    def _is_told(self) -> bool:
+        """Whether somebody on this host has found the newest point to be hurt."""
+        told = self._spool.noted(TOLD_NAME, DamageTold)
+        return told is not None and told.newest_is_hurt
 
     def _settle(self, records: Sequence[str], now: datetime) -> None:
         self._spool.note(_NOTE, HealNote(looked_at=now.isoformat(), settled=list(records)))

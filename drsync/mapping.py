@@ -107,10 +107,23 @@ def write_map_alone(log: Log, segment: Segment) -> str:
     if point is None or any(disk.kind is not Kind.FULL for disk in point.disks):
         raise Malformed(f"segment {segment.seq} does not hold every disk in full")
     before = [seq for seq, _ in log.listed() if seq < segment.seq]
-    stretch = Stretch(log=log, segments=[segment], ground=None, parent=before[-1] if before else None)
-    name = _Making(log, stretch, segment.seq).run(None)
+    name = write_map_of(log, [segment], parent=before[-1] if before else None)
     _LOGGER.warning("vm=%s point %d stands by its map alone: the log before it is damaged", log.vm, segment.seq)
     return name
+
+
+def write_map_of(log: Log, segments: Sequence[Segment], *, parent: int | None) -> str:
+    """Write a map of the newest point of `segments` from nothing but these; the map's name.
+
+    They are the log from its beginning, or from a point on that holds every disk in full; `parent` is the point before.
+
+    Raises:
+        Malformed: the point has more pages than a map takes; nothing was stored.
+        ChainBroken, ObjectMissing, ObjectDamaged: they don't lie over each other, or a pack is not whole.
+        StoreError: the map could not be stored.
+    """
+    stretch = Stretch(log=log, segments=segments, ground=None, parent=parent)
+    return _Making(log, stretch, segments[-1].seq).run(None)
 
 
 def _usable(vm: str, stretch: Stretch, present: set[str]) -> BlockMap | None:

@@ -20,7 +20,7 @@ from drsync.hurt import HurtPoint, Standing, find_hurt, newest_point_of, standin
 from drsync.image import PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
-from drsync.mapping import USUAL, MapPolicy, write_map, write_map_alone
+from drsync.mapping import USUAL, MapPolicy, write_map, write_map_alone, write_map_of
 from drsync.model import Kind
 
 _UNREADABLE: Final = (IntegrityError, ObjectMissing)
@@ -171,7 +171,11 @@ class _Repairing:
         return MapRepair(point=point, reason=reason, name=name)
 
     def _write(self, point: int) -> str:
-        if any(hole <= point for hole in self._standing.holes) and _is_full(self._by_seq[point]):
+        """From the log, not from another map: what is wrong with that must not live on."""
+        if not any(hole <= point for hole in self._standing.holes):
+            segments = [s for s in self._standing.segments if s.seq <= point]
+            return write_map_of(self._log, segments, parent=None)
+        if _is_full(self._by_seq[point]):
             return write_map_alone(self._log, self._by_seq[point])
         return write_map(self._log, point, present=set(self._good.values()))
 

@@ -12,7 +12,7 @@ What is damaged is recorded (damage.py) for whoever can heal it, and the points 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -23,7 +23,7 @@ from drsync.format import names
 from drsync.hurt import DamageTold, assess
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.model import Clock
-from drsync.units import MiB, format_duration, format_size
+from drsync.units import format_duration, format_size
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ STATE_NAME: Final = "verify.json"
 SHARE: Final = 0.75
 """Part of the time in which everything is to be read that a pass is planned for: the rest is for a host that was
 off, and for logs whose middle was pruned, which brings an object later in its pass than it was in the one before."""
-_LONGEST_GAP_S: Final = 600.0
+_LONGEST_GAP_S: Final = 6 * 3600.0
 """Time that passed between two slices and counts: after a day off, what is due is spread over what is left."""
 _LEAST_LEFT: Final = 1 / 30
 """Of a pass: one that is late catches up within this, not at once."""
-_LEAST_BYTES: Final = 1 * MiB
-"""What is reckoned to be left of a pass at least: its end has to be found, too."""
+_LIST_EVERY_S: Final = 86400.0
+"""So often it is reckoned anew how much there is: logs grow, and are pruned."""
 _WHOLE_SEGMENT: Final = -1
 
 
@@ -48,8 +48,10 @@ class ScrubState(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 3339."""
     looked_at: str
     """When the last slice was read, or was not due."""
+    listed_at: str
+    """When `total_bytes` was reckoned."""
     total_bytes: int
-    """Stored bytes when the pass began."""
+    """Stored bytes, so far as that is known."""
     done_bytes: int = 0
     credit_bytes: float = 0.0
     """What may be read now; below zero after a large object."""
@@ -80,30 +82,45 @@ def new_pass(log: Log, now: datetime, last_ended_at: str = "") -> ScrubState:
     Raises:
         StoreError: the objects can't be listed.
     """
-    prefixes = (names.log_prefix(log.vm), names.pack_prefix(log.vm))
-    total = sum(info.size_bytes for prefix in prefixes for info in log.objects.store.list(prefix))
+    at = now.isoformat()
     return ScrubState(
-        began_at=now.isoformat(), looked_at=now.isoformat(), total_bytes=total, last_ended_at=last_ended_at
+        began_at=at, looked_at=at, listed_at=at, total_bytes=_stored_bytes(log), last_ended_at=last_ended_at
     )
+
+
+def _stored_bytes(log: Log) -> int:
+    prefixes = (names.log_prefix(log.vm), names.pack_prefix(log.vm))
+    return sum(info.size_bytes for prefix in prefixes for info in log.objects.store.list(prefix))
+
+
+def _reckoned(log: Log, state: ScrubState, now: datetime) -> ScrubState:
+    """The state with how much there is now, if that was not looked up for a day."""
+    if abs((now - datetime.fromisoformat(state.listed_at)).total_seconds()) < _LIST_EVERY_S:
+        return state
+    return msgspec.structs.replace(state, listed_at=now.isoformat(), total_bytes=_stored_bytes(log))
 
 
 def with_credit(state: ScrubState, now: datetime, within_s: float) -> ScrubState:
     """The state with what became due since it was looked at. Pure.
 
-    Evenly over what is left of the pass, whatever happened before.
+    Evenly over what is left of the pass, whatever happened before. If the clock was set back, so is the pass.
     """
     pass_s = within_s * SHARE
     began, looked = datetime.fromisoformat(state.began_at), datetime.fromisoformat(state.looked_at)
+    began += min(now - looked, timedelta(0))
     gap_s = min(max(0.0, (now - looked).total_seconds()), _LONGEST_GAP_S)
     left_s = max(pass_s - (now - began).total_seconds() + gap_s, pass_s * _LEAST_LEFT, gap_s)
     left_bytes = state.total_bytes - state.done_bytes - state.credit_bytes
-    due = max(left_bytes, state.total_bytes / 100, _LEAST_BYTES) * gap_s / left_s  # it may be more than was reckoned
-    return msgspec.structs.replace(state, looked_at=now.isoformat(), credit_bytes=state.credit_bytes + due)
+    due = max(left_bytes, state.total_bytes / 100, 1) * gap_s / left_s  # it may be more than was reckoned
+    return msgspec.structs.replace(
+        state, began_at=began.isoformat(), looked_at=now.isoformat(), credit_bytes=state.credit_bytes + due
+    )
 
 
 def is_next_due(state: ScrubState, now: datetime, within_s: float) -> bool:
-    """Whether a pass that has ended is to be followed by the next one. Pure; a clock that was set back waits."""
-    return (now - datetime.fromisoformat(state.began_at)).total_seconds() >= within_s * SHARE
+    """Whether a pass that has ended is to be followed by the next one: at once if the clock was set back. Pure."""
+    since_s = (now - datetime.fromisoformat(state.began_at)).total_seconds()
+    return not 0 <= since_s < within_s * SHARE
 
 
 def read_slice(
@@ -127,7 +144,7 @@ def read_slice(
         state = new_pass(log, now, state.ended_at if state is not None else "")
     if state.ended_at:
         return Slice(state=state, read_bytes=0, found=[], assessed=None)
-    reading = _Reading(log, with_credit(state, now, within_s), save, clock)
+    reading = _Reading(log, with_credit(_reckoned(log, state, now), now, within_s), save, clock)
     return reading.run(stop)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from drsync.damage import Checked, Damaged, check_pack, check_segment, lost_pack
+from drsync.damage import Checked, Damaged, check_pack, check_segment, lost_pack, lost_segment
 from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing, PointLost
 from drsync.format import Malformed, names
 from drsync.hurt import HurtPoint, find_hurt, standing_of
@@ -18,6 +18,8 @@ from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_m
 from drsync.model import Progress
 
 _WORKERS = 4
+_MOST_MISSING = 100
+"""Missing segments that are recorded one by one, of a gap: what lies behind it is hurt anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +115,14 @@ class _Audit:
             if seq != expected:
                 problem = f"segments {expected} to {seq - 1} are missing"
                 self._found(ChainBroken(vm=self._log.vm, seq=expected, problem=problem), expected)
+                for number in range(expected, min(seq, expected + _MOST_MISSING)):
+                    missing = ObjectMissing(key=names.segment(self._log.vm, number), url=self._objects.store.url)
+                    self._damaged.append(lost_segment(self._log.vm, number, missing))
             try:
                 segment = self._log.read(seq)
             except (ObjectMissing, ObjectDamaged) as err:
                 self._found(err, seq)
+                self._damaged.append(lost_segment(self._log.vm, seq, err))
             else:
                 if seq == expected and previous is not None and segment.meta.previous != previous:
                     problem = "it does not follow the segment before it"
