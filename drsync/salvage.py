@@ -37,7 +37,7 @@ def what_is_lost(hurt: HurtPoint) -> str:
     for disk in hurt.disks:
         first, count = disk.runs[0]
         where = f"from block {first} on" if count == disk.blocks else f"the first at block {first}"
-        told.append(f"disk {disk.name} has lost {disk.blocks} blocks, {where}, with {', '.join(disk.objects)}")
+        told.append(f"disk {disk.name} has lost {counted(disk.blocks)}, {where}, with {', '.join(disk.objects)}")
     return "; ".join(told)
 
 
@@ -48,6 +48,11 @@ def _nearest_whole(standing: Standing, damaged: Sequence[Damaged], number: int) 
     whole = [n for n in points if n not in hurt]
     before = [n for n in whole if n < number]
     return str(before[-1] if before else whole[0] if whole else "N")
+
+
+def counted(blocks: int) -> str:
+    """A number of blocks, for a message."""
+    return "1 block" if blocks == 1 else f"{blocks} blocks"
 
 
 def lost_document(vm: str, point: int, files: Mapping[str, tuple[str, int]], salvage: Salvage) -> dict[str, object]:

@@ -159,13 +159,14 @@ class Sealed:
             column.byteswap()
         return column.tolist()
 
-    def pack_table(self) -> list[tuple[str, int, bytes]]:
-        """Object id, length and hash of the index of each pack that a segment lists."""
+    def pack_table(self) -> list[tuple[str, int, bytes, int, int]]:
+        """Object id, length and hash of the index of each pack that a segment lists, and what it can hold."""
         count = self.meta["packs"]
         ids, lengths, hashes = self.take(16 * count), self.numbers("Q", count), self.take(32 * count)
-        self.take(16 * count)  # what each can hold: for choosing, and here all are read
+        first, last = self.numbers("Q", count), self.numbers("Q", count)
         return [
-            (ids[16 * n : 16 * n + 16].hex(), lengths[n], bytes(hashes[32 * n : 32 * n + 32])) for n in range(count)
+            (ids[16 * n : 16 * n + 16].hex(), lengths[n], bytes(hashes[32 * n : 32 * n + 32]), first[n], last[n])
+            for n in range(count)
         ]
 
     def rows(self, point: Point) -> dict[str, Rows]:
@@ -198,10 +199,10 @@ class Recovery:
         self.repository, self.disk, self.output = repository, disk, output
         self.complete = False  # its full has been read: what is older says nothing
 
-    def run(self, last: int, *, exactly: bool) -> int:
-        """Write the disk as segment `last` left it; the number of the point that this is."""
+    def run(self, last: int, *, exactly: bool, first: int = 1) -> int:
+        """Write the disk as segment `last` left it, from segment `first` on; the number of the point that this is."""
         follows, above, found = "", Point(disks=[]), 0
-        for seq in range(last, 0, -1):
+        for seq in range(last, first - 1, -1):
             with reading(name := f"vm/{self.repository.vm}/log/{seq:016x}"):
                 segment = Sealed(self.repository, name, "segment", seq)
                 point = segment.meta["point"] or Point(disks=[])
@@ -216,7 +217,7 @@ class Recovery:
                     check_follows(above, point)
                     above = point
         with reading("the first segment"):
-            need(follows == "" and found > 0, "it follows another one, or there is no point")
+            need((follows == "" or first > 1) and found > 0, "it follows another one, or there is no point")
             check_follows(above, Point(disks=[]))
         return found
 
@@ -238,7 +239,10 @@ class Recovery:
         disk = disks[self.disk]
         self.limit = min(self.limit, -(-disk["size_bytes"] // BLOCK))
         self.lay(segment, own)
-        for object_id, length, index_sha256 in reversed(packs):
+        low = [*disks].index(self.disk) << 32
+        for object_id, length, index_sha256, begin, end in reversed(packs):
+            if all(self.settled[max(0, begin - low) : max(0, min(end - low + 1, self.limit))]):
+                continue  # what it can hold is settled: it may as well be lost (F52)
             with reading(name := f"vm/{self.repository.vm}/pack/{object_id}"):
                 pack = Sealed(self.repository, name, "pack", 0)
                 need((pack.length, pack.index_sha256) == (length, index_sha256), "it is not the one listed")  # F14
@@ -280,11 +284,12 @@ def recover(options: argparse.Namespace) -> int:
     key_text = sys.stdin.read(1024) if options.key == "-" else Path(options.key).read_text()
     repository = Repository(options.repository, options.vm, key_text)
     last: int = repository.newest() if options.point is None else options.point
-    need(last > 0, "points are numbered from 1")
+    need(last >= options.begin > 0, "points are numbered from 1")
     partial = options.output.with_name(options.output.name + ".partial")
     output = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        point = Recovery(repository, options.disk, output).run(last, exactly=options.point is not None)
+        recovery = Recovery(repository, options.disk, output)
+        point = recovery.run(last, exactly=options.point is not None, first=options.begin)
         os.fsync(output)
         partial.rename(options.output)  # F17
     except BaseException:
@@ -303,6 +308,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--key", required=True, help="file with the key file's line or the recovery key; - for stdin")
     parser.add_argument("--point", type=int, help="number of the point; the newest if left out")
+    begin = "number of a point with all disks in full: what lies before it is not looked at, since it is damaged (F54)"
+    parser.add_argument("--from", type=int, default=1, dest="begin", help=begin)
     options = parser.parse_args()
     try:
         point = recover(options)
