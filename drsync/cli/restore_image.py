@@ -50,9 +50,12 @@ def restore_image(app: App, options: "Options") -> None:
             changes = _fix(request, plan)
         took_s = app.clock.monotonic_s() - started_s
     if app.as_json:
-        document = views.restore(request, plan, took_s=took_s)
-        document["guest_changes"] = list(changes) if options.fix_guest and took_s else None
-        render.document(document | views.salvage(plan, salvage, done=took_s is not None))
+        document = {
+            **views.restore(request, plan, took_s=took_s),
+            "guest_changes": list(changes) if options.fix_guest and took_s else None,
+            **views.salvage(plan, salvage, done=took_s is not None),
+        }
+        render.document(document)
     else:
         _print(request, plan, took_s)
     _tell_lost(request, plan, salvage, as_json=app.as_json)

@@ -4,13 +4,14 @@
     ├── ConfigError        10-19  what the user wrote
     ├── RepositoryError    20-29  the repository as a whole, its key
     ├── StoreError         30-39  where objects live
-    ├── IntegrityError     40-44  bytes that are not what was written; 94-97: what points have lost by it
+    ├── IntegrityError     40-44  bytes that are not what was written
     ├── LogError           45-49  who may write a VM's log
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
     ├── RecoveryError      80-89  VMs that came back, but are not up
-    ├── GuestError         90-93  the guest, held still for a capture
+    ├── GuestError         90-99  the guest, held still for a capture
+    ├── DamageError        94-97  points that have lost a part of what they held
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
 Each class has a `code` (also the exit code of the command line; click uses 1
@@ -51,7 +52,7 @@ from drsync.errors.config import (
     UnknownPoint,
     UnknownVm,
 )
-from drsync.errors.damage import MapUnwritable, PointDamaged, PointsHurt, RestoredInPart
+from drsync.errors.damage import DamageError, MapUnwritable, PointDamaged, PointsHurt, RestoredInPart
 from drsync.errors.guest import FreezeFailed, GuestError, GuestHeld
 from drsync.errors.log import (
     ChainBroken,
@@ -143,6 +144,7 @@ __all__ = [
     "ConfigError",
     "ConfigInvalid",
     "ConfigMissing",
+    "DamageError",
     "DirectoryDenied",
     "DiskMissing",
     "DomainExists",

@@ -1,9 +1,13 @@
 """Points that have lost a part of what they held."""
 
-from drsync.errors.log import IntegrityError
+from drsync.errors.base import DrsyncError
 
 
-class PointDamaged(IntegrityError):
+class DamageError(DrsyncError):
+    """Points have lost a part of what they held."""
+
+
+class PointDamaged(DamageError):
     """The point has lost blocks, or its log is broken before it; nothing was restored."""
 
     code = 94
@@ -11,7 +15,7 @@ class PointDamaged(IntegrityError):
     remedy_template = "drsync restore {vm} --to image --output DIRECTORY --point {whole}"
 
 
-class RestoredInPart(IntegrityError):
+class RestoredInPart(DamageError):
     """The disks were restored but for what is lost of them; the lost blocks are marked in them, and listed."""
 
     code = 95
@@ -19,7 +23,7 @@ class RestoredInPart(IntegrityError):
     remedy_template = "drsync repair {vm}   (tells which points are whole)"
 
 
-class PointsHurt(IntegrityError):
+class PointsHurt(DamageError):
     """Points have lost something that nothing in the repository has any more."""
 
     code = 96
@@ -27,7 +31,7 @@ class PointsHurt(IntegrityError):
     remedy_template = "drsync capture {vm}   (a new point is whole: it reads again what the newest one has lost)"
 
 
-class MapUnwritable(IntegrityError):
+class MapUnwritable(DamageError):
     """A block map could not be made anew; points restore without it, only slower."""
 
     code = 97

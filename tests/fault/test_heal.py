@@ -2,8 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -179,7 +180,7 @@ def test_a_resync_over_a_damaged_log_sends_everything(lab: ProtectedVm) -> None:
 
 
 class NotLive(ForwardingSource):
-    def open_live(self, base: Base | None, disks: "list[DiskSurvey]", *, pace: Pace) -> LiveView:  # type: ignore[override]
+    def open_live(self, base: Base | None, disks: Sequence[DiskSurvey], *, pace: Pace) -> LiveView:
         raise LiveUnavailable(vm=VM, problem="its NBD server is somebody else's")
 
 
@@ -226,6 +227,10 @@ def test_a_healthy_vm_costs_a_listing_an_hour(lab: ProtectedVm) -> None:
         assert counting.not_fired
 
 
+def mined_source(lab: ProtectedVm, bomb: Bomb) -> Source:
+    return cast(Source, Mined(lab.source(), bomb))
+
+
 @pytest.mark.parametrize("write_after", [False, True], ids=["quiet", "busy"])
 def test_a_crash_at_any_step_of_healing_leaves_it_to_the_next_cycle(tmp_path: Path, write_after: bool) -> None:
     steps: list[str] = []
@@ -240,9 +245,11 @@ def test_a_crash_at_any_step_of_healing_leaves_it_to_the_next_cycle(tmp_path: Pa
                 lab.cycle(
                     store=cast(ObjectStore, Mined(lab.store, bomb)),
                     spool=cast(VmSpool, Mined(lab.spool().vm(VM), bomb)),
-                    open_source=lambda lab=lab, bomb=bomb: cast(Source, Mined(lab.source(), bomb)),
+                    open_source=partial(mined_source, lab, bomb),
                     seed=OPTIONS,
                 )
+            if not bomb.fired_at and when == "after":
+                continue  # that step itself failed, as reading what is lost does
             if not bomb.fired_at:
                 assert "Witness.open_live" in {s.split()[1] for s in steps}
                 return

@@ -119,7 +119,7 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
         (
             REPOSITORY + "[zzzz]",
-            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, spool, vm',
+            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, spool, verify, vm',
         ),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),

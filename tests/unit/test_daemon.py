@@ -69,6 +69,7 @@ class ScriptedCaptures:
         self.most_running = 0
         self.beats = 0
         self.groups: list[tuple[str, ...]] = []
+        self.scrubbed: list[str] = []
         self._lock = threading.Lock()
 
     def capture(
@@ -108,6 +109,10 @@ class ScriptedCaptures:
         if self.trouble is not None:
             raise self.trouble
         return self.found
+
+    def scrub(self, vm: str, /, *, stop: Callable[[], bool]) -> None:
+        with self._lock:
+            self.scrubbed.append(vm)
 
     def beat(self) -> None:
         with self._lock:
