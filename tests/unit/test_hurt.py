@@ -1,5 +1,6 @@
 """Which points damage hurts: exactly those whose restore fails, and the blocks that it is about."""
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -74,7 +75,7 @@ def audit(log: Log) -> list[HurtPoint]:
     return list(verify(log, committed_seq=0, read_data=True, progress=NO_PROGRESS).hurt)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=1000 if os.environ.get("DRSYNC_SOAK") else 30)
 @given(histories(max_steps=7), st.sets(st.integers(1, 12), max_size=2), st.randoms(use_true_random=False))
 def test_the_points_that_damage_hurts_are_exactly_those_that_do_not_restore(
     history: list[Step], mapped_points: set[int], chance: random.Random
