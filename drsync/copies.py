@@ -11,6 +11,7 @@ indexes of the log.
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -102,14 +103,18 @@ class Copies:
                 yield from _matching(placed, block, digest, names.pack(self._log.vm, object_id), object_id)
 
     def _all(self) -> Sequence[Segment]:
-        """Every segment that can be read."""
+        """Every segment that can be read, and those that stand for others."""
         if self._segments is None:
             found: list[Segment] = []
+            horizon = self._log.horizon()
+            for merged in horizon.merged():
+                with suppress(*_UNREADABLE):
+                    found.append(self._log.read_merged(merged))
             for info in self._log.objects.store.list(names.log_prefix(self._log.vm)):
-                try:
-                    found.append(self._log.read(names.seq_of_segment(info.key)))
-                except (*_UNREADABLE, Malformed):
-                    continue
+                with suppress(*_UNREADABLE, Malformed):
+                    seq = names.seq_of_segment(info.key)
+                    if seq > horizon.through or horizon.merged_at(seq) is None:  # else it is about to be deleted
+                        found.append(self._log.read(seq))
             self._segments = found
         return self._segments
 

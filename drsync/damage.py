@@ -10,7 +10,7 @@ read, and one that is lost is written again by the next who looks.
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -23,6 +23,7 @@ from drsync.format import Malformed, names, seal
 from drsync.format.damage import DamageMeta, decode_damage, encode_damage
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta, DiskRows
+from drsync.horizon import Merged
 from drsync.image import pack_rows, place
 from drsync.log import Log, Segment
 from drsync.model import block_count, block_length
@@ -66,16 +67,15 @@ class Checked:
     """The segment that it is, if it is one and its index could be read."""
 
 
-def check_segment(log: Log, seq: int) -> Checked:
-    """Read a segment as a whole and open each of its frames.
+def check_segment(log: Log, link: int | Merged) -> Checked:
+    """Read a segment, or a merged one, as a whole and open each of its frames.
 
     Raises:
         StoreError: it could not be read, which says nothing of what it is like.
     """
-    name = names.segment(log.vm, seq)
     found = Checked(frames=0, read_bytes=0, damaged=None)
     for _ in range(_ATTEMPTS):
-        found = _check_segment(log, seq, name)
+        found = _check_merged(log, link) if isinstance(link, Merged) else _check_segment(log, link)
         if found.damaged is None:
             break
     return found
@@ -95,7 +95,27 @@ def check_pack(objects: VmObjects, segment: Segment, number: int) -> Checked:
     return found
 
 
-def _check_segment(log: Log, seq: int, name: str) -> Checked:
+def _check_merged(log: Log, link: Merged) -> Checked:
+    name = names.merged(log.vm, link.last, link.object_id)
+    data, segment = b"", None
+    try:
+        data = log.objects.store.get(name, limit_bytes=seal.MAX_OBJECT_BYTES)
+        segment = log.read_merged(link)
+        if (problem := _unkeyed_problem(data)) is None:
+            return Checked(frames=0, read_bytes=len(data), damaged=None, segment=segment)
+        error: ObjectMissing | ObjectDamaged = ObjectDamaged(key=name, problem=problem)
+    except (ObjectMissing, ObjectDamaged) as err:
+        error = err
+    except Malformed as err:
+        error = ObjectDamaged(key=name, problem=err)
+    lost = lost_segment(log.vm, link.last, error)
+    if segment is not None:  # nothing is lost by it
+        lost = replace(lost, whole=False)
+    return Checked(frames=0, read_bytes=len(data), damaged=lost, segment=segment)
+
+
+def _check_segment(log: Log, seq: int) -> Checked:
+    name = names.segment(log.vm, seq)
     data = b""
     try:
         data = log.objects.store.get(name, limit_bytes=seal.MAX_OBJECT_BYTES)
@@ -135,7 +155,10 @@ def _check_pack(objects: VmObjects, segment: Segment, number: int) -> Checked:
 
 
 def lost_segment(vm: str, seq: int, error: IntegrityError | ObjectMissing) -> Damaged:
-    """A segment of which nothing can be read by its index: not even what its object id was."""
+    """A segment of which nothing can be read by its index: not even what its object id was.
+
+    Also what stands for several up to `seq`, if that is lost.
+    """
     name = names.segment(vm, seq)
     return Damaged(name=name, object_id=b"", seq=seq, pack=False, error=error, whole=True, blocks={})
 

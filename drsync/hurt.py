@@ -21,10 +21,13 @@ from drsync.damage import Damaged, Runs, read_records, runs_of
 from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.segment import DiskMeta
+from drsync.horizon import NONE, Horizon, Merged
 from drsync.image import NOWHERE, UNKNOWN, WINDOW_BLOCKS, Failure, PackIndexes, PointImage, Window
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.mapped import BlockMap, MapGround, check_shows, listed_maps, read_map
 from drsync.restore import BlockReader, plan_fetches
+
+_UNREADABLE = (ChainBroken, ObjectDamaged, ObjectMissing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +61,9 @@ class Standing:
     """A log as far as it can be read."""
 
     log: Log
+    horizon: Horizon
     segments: Sequence[Segment]
-    """Those that can be read, in order."""
+    """Those that can be read, in order, and what stands for those that were pruned."""
     holes: Mapping[int, Failure]
     """Those that can't be, or don't follow the one before: number and reason."""
 
@@ -70,24 +74,26 @@ def standing_of(log: Log) -> Standing:
     Raises:
         StoreError: it could not be read, which says nothing of what it is like.
     """
+    try:
+        horizon = log.horizon()
+    except _UNREADABLE as err:  # nobody can tell what is a point: nothing of it is taken for one
+        return Standing(log=log, horizon=NONE, segments=[], holes={FIRST_SEQ: err})
+    listed = list(_listed(log))
     segments: list[Segment] = []
     holes: dict[int, Failure] = {}
-    expected, previous = FIRST_SEQ, ""
-    for seq in _listed(log):
-        for number in range(expected, seq):
-            holes[number] = ObjectMissing(key=names.segment(log.vm, number), url=log.objects.store.url)
+    previous: str | None = ""
+    for link in horizon.links(FIRST_SEQ, max([*listed, horizon.through], default=0)):
+        seq = link.last if isinstance(link, Merged) else link
         try:
-            segment = log.read(seq)
-        except (ObjectMissing, ObjectDamaged) as err:
-            holes[seq] = err
-        else:
-            whole_before = seq - 1 not in holes
-            if whole_before and segment.meta.previous != previous:
-                holes[seq] = ChainBroken(vm=log.vm, seq=seq, problem="it does not follow the segment before it")
-            segments.append(segment)
-            previous = segment.index_sha256.hex()
-        expected = seq + 1
-    return Standing(log=log, segments=segments, holes=holes)
+            segment = log.read_merged(link) if isinstance(link, Merged) else log.under(horizon, log.read(link))
+        except _UNREADABLE as err:
+            holes[seq], previous = err, None
+            continue
+        if previous is not None and segment.meta.previous != previous:
+            holes[seq] = ChainBroken(vm=log.vm, seq=seq, problem="it does not follow the segment before it")
+        segments.append(segment)
+        previous = segment.index_sha256.hex()
+    return Standing(log=log, horizon=horizon, segments=segments, holes=holes)
 
 
 def _listed(log: Log) -> Iterator[int]:
@@ -128,7 +134,12 @@ def image_of(standing: Standing, seq: int) -> tuple[PointImage | None, Failure |
 
 def newest_point_of(standing: Standing) -> int:
     """The number of the newest point that can be read; 0 if there is none."""
-    return next((s.seq for s in reversed(standing.segments) if s.meta.point is not None), 0)
+    return next((s.seq for s in reversed(standing.segments) if is_point(s)), 0)
+
+
+def is_point(segment: Segment) -> bool:
+    """Whether a segment commits a point, which was not dropped since."""
+    return segment.meta.point is not None and not segment.dropped
 
 
 TOLD_NAME: Final = "damage.json"
@@ -205,8 +216,9 @@ class _Finding:
                 continue
             segment = self._by_seq.get(seq)
             if segment is None:
-                yield HurtPoint(point=seq, broken=holes[seq], disks=[])
-            elif segment.meta.point is not None and (hurt := self._examined(segment)) is not None:
+                if not self._standing.horizon.is_dropped(seq):
+                    yield HurtPoint(point=seq, broken=holes[seq], disks=[])
+            elif is_point(segment) and (hurt := self._examined(segment)) is not None:
                 yield hurt
 
     def _usable_maps(self) -> Iterator[BlockMap]:
@@ -215,6 +227,8 @@ class _Finding:
             try:
                 if seq in self._by_seq:
                     block_map = read_map(self._log.objects, name)
+                    if block_map.meta.horizon != self._standing.horizon.number:
+                        continue
                     check_shows(block_map, self._by_seq[seq])
                     yield block_map
             except (IntegrityError, ObjectMissing):
@@ -242,7 +256,14 @@ class _Finding:
         ground = self._ground(below) if below is not None else None
         gap_reasons = {n: holes[n] for n in gaps}
         try:
-            image = PointImage(self._log.objects, segments, ground, holes=gap_reasons, indexes=self._indexes)
+            image = PointImage(
+                self._log.objects,
+                segments,
+                ground,
+                horizon=self._standing.horizon.number,
+                holes=gap_reasons,
+                indexes=self._indexes,
+            )
         except ChainBroken as err:
             return None, err
         return image, broken

@@ -49,6 +49,7 @@ from drsync.format.segment import (
     decode_pack,
     position,
 )
+from drsync.horizon import check_in_force
 from drsync.log import Log, Segment
 from drsync.model import BLOCK_SIZE, Kind, block_count
 from drsync.repository import VmObjects
@@ -228,15 +229,18 @@ class PointImage:
         segments: Sequence[Segment],
         ground: Ground | None = None,
         *,
+        horizon: int | None = None,
         holes: Mapping[int, Failure] | None = None,
         indexes: PackIndexes | None = None,
     ) -> None:
         """`segments` is the log up to the point, in order, from one that holds every disk in full on.
 
-        With a `ground`, from the one on whose point that ground shows. `holes` tells before which segments others
-        are missing, and why: for looking at a damaged log only.
+        With a `ground`, from the one on whose point that ground shows. `horizon` is the number of the one under
+        which the log was read, if it matters. `holes` tells before which segments others are missing, and why: for
+        looking at a damaged log only.
         """
         self._objects = objects
+        self._horizon = horizon
         self._holes = holes or {}
         self._indexes = indexes or PackIndexes()
         self.failures: list[Failure] = []
@@ -256,6 +260,15 @@ class PointImage:
             self._add(segment)
         wanted = {d.name for d in self.point.disks}
         self._steps = {name: steps for name, steps in self._steps.items() if name in wanted}
+
+    def check_in_force(self, cause: ObjectMissing) -> None:
+        """Return if nothing was pruned since the log was read: then what is missing is lost.
+
+        Raises:
+            PrunedMeanwhile: it may have been deleted on purpose; reading again finds what stands for it.
+        """
+        if self._horizon is not None:
+            check_in_force(self._objects, self._horizon, cause)
 
     @property
     def has_hashes(self) -> bool:
@@ -356,6 +369,8 @@ class PointImage:
         try:
             placed = self._indexes.rows(self._objects, step.segment, number).get(disk)
         except (ObjectMissing, ObjectDamaged) as err:
+            if isinstance(err, ObjectMissing):
+                self.check_in_force(err)
             low = position(step.disk_number, window.first_block)
             first, last = int(step.segment.packs.first[number]) - low, int(step.segment.packs.last[number]) - low
             window.containers[max(0, first) : last + 1] = self._unknown(err)
@@ -443,8 +458,10 @@ def load_image(log: Log, seq: int) -> PointImage:
 
     Raises:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
+        PointPruned: it was dropped, and its segment is gone.
     """
-    return PointImage(log.objects, list(log.chain(1, seq)))
+    horizon = log.horizon()
+    return PointImage(log.objects, list(log.chain(1, seq, horizon=horizon)), horizon=horizon.number)
 
 
 def _newest_point(vm: str, segments: Sequence[Segment]) -> tuple[PointMeta, int]:

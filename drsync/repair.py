@@ -16,13 +16,15 @@ from typing import Final
 from drsync.damage import Damaged, read_records
 from drsync.errors import ChainBroken, DrsyncError, IntegrityError, MapUnwritable, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
-from drsync.hurt import HurtPoint, Standing, find_hurt, newest_point_of, standing_of
+from drsync.hurt import HurtPoint, Standing, find_hurt, is_point, newest_point_of, standing_of
 from drsync.image import PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.mapping import USUAL, MapPolicy, write_map, write_map_alone, write_map_of
 from drsync.model import Kind
 
+_OUTDATED: Final = "it is of an older horizon"
+"""Nothing is wrong with such a map: prune has made another one where one is of use."""
 _UNREADABLE: Final = (IntegrityError, ObjectMissing)
 
 
@@ -72,7 +74,7 @@ class _Repairing:
         self._dry_run = dry_run
         self._policy = policy
         self._standing: Standing = standing_of(log)
-        self._by_seq = {s.seq: s for s in self._standing.segments}
+        self._by_seq = {s.seq: s for s in self._standing.segments if not s.dropped}
         self._good: dict[int, str] = {}
         """A map of each point that has one."""
 
@@ -82,7 +84,7 @@ class _Repairing:
         known = [*found, *(record.damaged for record in read_records(self._log.objects))]
         return RepairReport(
             vm=self._log.vm,
-            points=sum(s.meta.point is not None for s in self._standing.segments),
+            points=sum(map(is_point, self._standing.segments)),
             maps=len(self._good) + sum(r.name is not None for r in repairs),
             repairs=repairs,
             useless=[name for name, _, _ in useless],
@@ -111,6 +113,8 @@ class _Repairing:
         if seq not in self._by_seq:
             raise ObjectDamaged(key=name, problem=f"the log has no segment {seq}")
         block_map = read_map(self._log.objects, name)
+        if block_map.meta.horizon != self._standing.horizon.number:
+            raise ObjectDamaged(key=name, problem=_OUTDATED)
         check_shows(block_map, self._by_seq[seq])
         missing = next((older for older in block_map.named_maps(self._log.vm) if older not in listed), None)
         if missing is not None:
@@ -141,7 +145,7 @@ class _Repairing:
         """The points that a map is to be made of, and why; each once, in order."""
         reasons: dict[int, str] = {}
         for name, seq, problem in useless:
-            if seq in self._by_seq and seq not in self._good:
+            if seq in self._by_seq and seq not in self._good and problem != _OUTDATED:
                 reasons.setdefault(seq, f"{name.rsplit('/', 1)[1]}: {problem}")
         reasons |= self._islands()
         newest = newest_point_of(self._standing)
@@ -182,4 +186,4 @@ class _Repairing:
 
 def _is_full(segment: Segment) -> bool:
     point = segment.meta.point
-    return point is not None and all(disk.kind is Kind.FULL for disk in point.disks)
+    return point is not None and not segment.dropped and all(disk.kind is Kind.FULL for disk in point.disks)

@@ -10,7 +10,7 @@ or what is lost was said to be done without (`Salvage`).
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -131,14 +131,29 @@ def restore_disk(
 
     Raises:
         ObjectMissing, ObjectDamaged: a frame can't be had as it was written.
+        PrunedMeanwhile: the log was pruned since it was read, and this restore took longer than the grace time.
         StoreError, TargetError: reading or writing failed.
     """
     try:
         _Restore(objects, image, image.disk(disk), target, progress, salvage).run()
+        _check_really_lost(image, salvage.lost.get(disk, {}) if salvage is not None else {})
         target.finish()
-    except BaseException:
+    except BaseException as err:
         target.abandon()
+        if isinstance(err, ObjectMissing):
+            image.check_in_force(err)
         raise
+
+
+def _check_really_lost(image: PointImage, lost: Mapping[int, Failure]) -> None:
+    """See that what is missing is not missing because it was pruned meanwhile.
+
+    Raises:
+        PrunedMeanwhile: it is.
+    """
+    missing = next((failure for failure in lost.values() if isinstance(failure, ObjectMissing)), None)
+    if missing is not None:
+        image.check_in_force(missing)
 
 
 class _Restore:

@@ -6,7 +6,7 @@ import numpy as np
 
 from drsync.damage import Damaged, read_records, runs_of
 from drsync.errors import PointDamaged
-from drsync.hurt import HurtPoint, Standing, find_hurt, standing_of
+from drsync.hurt import HurtPoint, Standing, find_hurt, is_point, standing_of
 from drsync.log import Log
 from drsync.model import BLOCK_SIZE
 from drsync.restore import Salvage
@@ -43,7 +43,7 @@ def what_is_lost(hurt: HurtPoint) -> str:
 
 def _nearest_whole(standing: Standing, damaged: Sequence[Damaged], number: int) -> str:
     """The number of the newest whole point before a damaged one, else of the first one behind it."""
-    points = [s.seq for s in standing.segments if s.meta.point is not None]
+    points = [s.seq for s in standing.segments if is_point(s)]
     hurt = {h.point for h in find_hurt(standing, damaged)}
     whole = [n for n in points if n not in hurt]
     before = [n for n in whole if n < number]

@@ -20,6 +20,7 @@ import msgspec
 from drsync.damage import Checked, Damaged, check_pack, check_segment, record
 from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import names
+from drsync.horizon import Merged
 from drsync.hurt import DamageTold, assess
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.model import Clock
@@ -157,6 +158,7 @@ class _Reading:
         self._save = save
         self._clock = clock
         self._segment: Segment | None = None
+        self._horizon = log.horizon()
         self._found: list[Damaged] = []
         self._read_bytes = 0
 
@@ -171,33 +173,29 @@ class _Reading:
         return Slice(state=self._state, read_bytes=self._read_bytes, found=self._found, assessed=assessed)
 
     def _read_next(self) -> None:
-        if self._state.pack == _WHOLE_SEGMENT:
-            seq = self._next_segment()
-            if seq is None:
-                self._end()
-                return
-            checked = check_segment(self._log, seq)
+        if self._state.pack != _WHOLE_SEGMENT:
+            self._read_pack()
+        elif (link := self._next_link()) is None:
+            self._end()
+        else:
+            seq = link.last if isinstance(link, Merged) else link
+            checked = check_segment(self._log, link)
             self._take(checked)
             self._segment = checked.segment
             packs = len(checked.segment.packs) if checked.segment is not None else 0
             self._move(*((seq, 0) if packs else (seq + 1, _WHOLE_SEGMENT)))
-        else:
-            self._read_pack()
 
-    def _next_segment(self) -> int | None:
-        """The number of the segment to read; what is missing before it is damage, too."""
-        found = next(iter(self._log.listed(after=self._state.seq - 1)), None)
-        if found is None:
-            return None
-        seq, _ = found
-        for missing in range(self._state.seq, seq):
-            self._take(check_segment(self._log, missing))
-        return seq
+    def _next_link(self) -> int | Merged | None:
+        """What is to be read next: a segment, what stands for several, or a number that is missing; None: the end."""
+        seq = self._state.seq
+        if seq <= self._horizon.through:
+            return self._horizon.merged_at(seq) or seq
+        return seq if next(iter(self._log.listed(after=seq - 1)), None) is not None else None
 
     def _read_pack(self) -> None:
         seq, number = self._state.seq, self._state.pack
         try:
-            segment = self._segment if self._segment is not None and self._segment.seq == seq else self._log.read(seq)
+            segment = self._segment if self._segment is not None and self._segment.seq == seq else self._read_link(seq)
         except (ObjectMissing, ObjectDamaged):  # it was whole a moment ago: look at it as a whole
             self._move(seq, _WHOLE_SEGMENT)
             return
@@ -206,6 +204,10 @@ class _Reading:
             self._take(check_pack(self._log.objects, segment, number))
         more = number + 1 < len(segment.packs)
         self._move(*((seq, number + 1) if more else (seq + 1, _WHOLE_SEGMENT)))
+
+    def _read_link(self, seq: int) -> Segment:
+        merged = self._horizon.merged_at(seq) if seq <= self._horizon.through else None
+        return self._log.read(seq) if merged is None else self._log.read_merged(merged)
 
     def _move(self, seq: int, pack: int) -> None:
         self._state = msgspec.structs.replace(self._state, seq=seq, pack=pack)
@@ -219,10 +221,17 @@ class _Reading:
             credit_bytes=self._state.credit_bytes - max(1, checked.read_bytes),
             frames=self._state.frames + checked.frames,
         )
-        if checked.damaged is not None:
+        if checked.damaged is not None and not self._was_pruned(checked.damaged):
             _LOGGER.error("vm=%s point=%d %s", self._log.vm, checked.damaged.seq, checked.damaged.error)
             record(self._log, checked.damaged, self._clock.now())
             self._found.append(checked.damaged)
+
+    def _was_pruned(self, damaged: Damaged) -> bool:
+        """Whether what is missing may have been deleted on purpose since this slice began."""
+        if not isinstance(damaged.error, ObjectMissing):
+            return False
+        before, self._horizon = self._horizon, self._log.horizon()
+        return before.number != self._horizon.number
 
     def _end(self) -> None:
         now = self._clock.now()

@@ -9,8 +9,10 @@
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
-    ├── RecoveryError      80-89  VMs that came back, but are not up
-    ├── GuestError         90-99  the guest, held still for a capture
+    ├── RecoveryError      80-83  VMs that came back, but are not up
+    ├── PruneError         84-87  points that were dropped on purpose, and prune itself
+    ├── RetentionError     88-93  which points stay, and locks (88, 89, 92, 93)
+    ├── GuestError         90-91  the guest, held still for a capture
     ├── DamageError        94-97  points that have lost a part of what they held
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
@@ -64,6 +66,7 @@ from drsync.errors.log import (
     PointLost,
     PointUnwritable,
 )
+from drsync.errors.prune import PointPruned, PrunedMeanwhile, PruneError, PruneRaced, PruneRefused
 from drsync.errors.recovery import NotStarted, NotUp, PlanFailed, RecoveryError, ReplaceUndone
 from drsync.errors.repository import (
     KeyFileExists,
@@ -76,6 +79,7 @@ from drsync.errors.repository import (
     WrongKey,
     WrongRecoveryKey,
 )
+from drsync.errors.retention import LocksLapsing, LocksMissing, NotPinned, PinsBroken, RetentionError
 from drsync.errors.source import (
     CaptureFailed,
     CaptureTimeout,
@@ -175,22 +179,31 @@ __all__ = [
     "LibvirtMissing",
     "LibvirtUnreachable",
     "LiveUnavailable",
+    "LocksLapsing",
+    "LocksMissing",
     "LogError",
     "MapUnwritable",
     "NoWayToCopy",
+    "NotPinned",
     "NotQmp",
     "NotStarted",
     "NotUp",
     "ObjectDamaged",
     "ObjectExists",
     "ObjectMissing",
+    "PinsBroken",
     "PlanFailed",
     "PlanInvalid",
     "PointDamaged",
     "PointLost",
+    "PointPruned",
     "PointUnwritable",
     "PointsHurt",
     "PoolUnusable",
+    "PruneError",
+    "PruneRaced",
+    "PruneRefused",
+    "PrunedMeanwhile",
     "RecoveryError",
     "ReplaceUndone",
     "RepositoryError",
@@ -198,6 +211,7 @@ __all__ = [
     "RepositoryMissing",
     "RepositoryTooNew",
     "RestoredInPart",
+    "RetentionError",
     "SnapshotFailed",
     "SourceBusy",
     "SourceError",

@@ -119,9 +119,14 @@ def play(place: Path, history: Sequence[Step]) -> None:
 
 MEANWHILE: Final = st.lists(CHANGES.filter(lambda c: type(c).__name__ != "Grow"), max_size=4)
 CAPTURES: Final = st.builds(Capture, meanwhile=MEANWHILE)
-HISTORIES: Final[st.SearchStrategy[list[Step]]] = st.lists(
+STEPS: Final[st.SearchStrategy[list[Step]]] = st.lists(
     st.one_of(CHANGES, CAPTURES, CAPTURES, st.builds(Damage, seed=st.integers(0, 2**32))), min_size=4, max_size=9
-).map(lambda steps: [*BEGINNING, Capture(meanwhile=[]), *steps, Capture(meanwhile=[]), Damage(seed=len(steps))])
+)
+
+
+def history_of(steps: list[Step]) -> list[Step]:
+    """Two points at least, and damage at the end."""
+    return [*BEGINNING, Capture(meanwhile=[]), *steps, Capture(meanwhile=[]), Damage(seed=len(steps))]
 
 
 def test_any_damage_is_named_as_it_restores_and_the_newest_point_is_healed(tmp_path: Path) -> None:
@@ -132,4 +137,4 @@ def test_any_damage_is_named_as_it_restores_and_the_newest_point_is_healed(tmp_p
         place.mkdir()
         play(place, history)
 
-    play_any(HISTORIES, play_one, budget_s=BUDGET_S)
+    play_any(STEPS.map(history_of), play_one, budget_s=BUDGET_S)
