@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from drsync.errors import DrsyncError
 from drsync.locks import LockPass
 from drsync.maintenance import Chore
 from drsync.model import NoProgress
 from drsync.prune.report import VmPruned
 from drsync.session import Session
 from drsync.units import format_size
+from drsync.verifier import SLICE_S
 
 _LOGGER = logging.getLogger(__name__)
 _LOCKS_EVERY: Final = 16
@@ -19,13 +21,26 @@ _LEAST_LOCKS_S: Final = 3600.0
 
 def chores_of(session: Session) -> Sequence[Chore]:
     """The chores that this configuration asks for."""
-    prune = Chore("prune", session.config.prune.every_s, lambda _budget_s: _prune(session))
+    chores = [Chore("prune", session.config.prune.every_s, lambda _budget_s: _prune(session))]
+    if session.config.verify.within_s is not None:
+        chores.append(Chore("verify", SLICE_S, lambda budget_s: _verify(session, budget_s)))
     lock = session.config.repository.lock
     if lock is None:
-        return [prune]
+        return chores
     locks = _Locks(session)
     every_s = max(_LEAST_LOCKS_S, lock.period.total_seconds() / _LOCKS_EVERY)
-    return [Chore("locks", every_s, locks.run, locks.is_ended), prune]
+    return [Chore("locks", every_s, locks.run, locks.is_ended), *chores]
+
+
+def _verify(session: Session, budget_s: float) -> str:
+    """A slice of every VM in the repository; what is not reached in this turn has its own in the next one."""
+    ends_s = session.clock.monotonic_s() + budget_s
+    for vm in session.repository.vm_names():
+        try:
+            session.scrub(vm, stop=lambda: session.clock.monotonic_s() > ends_s)
+        except DrsyncError as err:
+            _LOGGER.error("vm=%s is not verified code=%d: %s; remedy: %s", vm, err.code, err, err.remedy)
+    return ""  # damage, and the end of a pass, have lines of their own
 
 
 def _prune(session: Session) -> str:

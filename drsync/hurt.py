@@ -74,11 +74,11 @@ def standing_of(log: Log) -> Standing:
     Raises:
         StoreError: it could not be read, which says nothing of what it is like.
     """
+    listed = list(_listed(log))
     try:
         horizon = log.horizon()
-    except _UNREADABLE as err:  # nobody can tell what is a point: nothing of it is taken for one
-        return Standing(log=log, horizon=NONE, segments=[], holes={FIRST_SEQ: err})
-    listed = list(_listed(log))
+    except _UNREADABLE as err:  # nobody can tell what is a point, so none can be restored
+        return Standing(log=log, horizon=NONE, segments=[], holes=dict.fromkeys(listed, err))
     segments: list[Segment] = []
     holes: dict[int, Failure] = {}
     previous: str | None = ""

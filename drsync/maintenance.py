@@ -2,6 +2,7 @@
 
     agenda ─▶ prune        every 6 h
               locks        extended in slices, where [repository] has a lock
+              verify       a slice of each VM a minute, so that all is read within [verify] within
               …            each gets a budget of time, and says in a line what it did
 
 One chore runs at a time, in one thread: none of them is urgent, and each may be cut off at any moment by

@@ -20,7 +20,7 @@ import msgspec
 from drsync.damage import Checked, Damaged, check_pack, check_segment, record
 from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import names
-from drsync.horizon import Merged
+from drsync.horizon import Horizon, Merged
 from drsync.hurt import DamageTold, assess
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.model import Clock
@@ -35,6 +35,7 @@ SHARE: Final = 0.75
 off, and for logs whose middle was pruned, which brings an object later in its pass than it was in the one before."""
 _LONGEST_GAP_S: Final = 6 * 3600.0
 """Time that passed between two slices and counts: after a day off, what is due is spread over what is left."""
+_SAVE_EVERY_S: Final = 3600.0
 _LEAST_LEFT: Final = 1 / 30
 """Of a pass: one that is late catches up within this, not at once."""
 _LIST_EVERY_S: Final = 86400.0
@@ -143,10 +144,14 @@ def read_slice(
     now = clock.now()
     if state is None or (state.ended_at and is_next_due(state, now, within_s)):
         state = new_pass(log, now, state.ended_at if state is not None else "")
+        save(state)
     if state.ended_at:
         return Slice(state=state, read_bytes=0, found=[], assessed=None)
-    reading = _Reading(log, with_credit(_reckoned(log, state, now), now, within_s), save, clock)
-    return reading.run(stop)
+    due = with_credit(_reckoned(log, state, now), now, within_s)
+    waited_s = abs((now - datetime.fromisoformat(state.looked_at)).total_seconds())
+    if due.credit_bytes > 0 or waited_s >= _SAVE_EVERY_S:
+        save(due)  # else what became due is reckoned again from the last time: no need to write it down each minute
+    return _Reading(log, due, save, clock).run(stop)
 
 
 class _Reading:
@@ -158,12 +163,11 @@ class _Reading:
         self._save = save
         self._clock = clock
         self._segment: Segment | None = None
-        self._horizon = log.horizon()
+        self._known_horizon: Horizon | None = None
         self._found: list[Damaged] = []
         self._read_bytes = 0
 
     def run(self, stop: Callable[[], bool]) -> Slice:
-        self._save(self._state)
         assessed: DamageTold | None = None
         while self._state.credit_bytes > 0 and not self._state.ended_at and not stop():
             self._read_next()
@@ -184,6 +188,13 @@ class _Reading:
             self._segment = checked.segment
             packs = len(checked.segment.packs) if checked.segment is not None else 0
             self._move(*((seq, 0) if packs else (seq + 1, _WHOLE_SEGMENT)))
+
+    @property
+    def _horizon(self) -> Horizon:
+        """The horizon in force when this slice first asked: a slice in which nothing is due asks for nothing."""
+        if self._known_horizon is None:
+            self._known_horizon = self._log.horizon()
+        return self._known_horizon
 
     def _next_link(self) -> int | Merged | None:
         """What is to be read next: a segment, what stands for several, or a number that is missing; None: the end."""
@@ -230,8 +241,8 @@ class _Reading:
         """Whether what is missing may have been deleted on purpose since this slice began."""
         if not isinstance(damaged.error, ObjectMissing):
             return False
-        before, self._horizon = self._horizon, self._log.horizon()
-        return before.number != self._horizon.number
+        before, self._known_horizon = self._horizon, self._log.horizon()
+        return before.number != self._known_horizon.number
 
     def _end(self) -> None:
         now = self._clock.now()

@@ -11,6 +11,7 @@ import pytest
 from damaging import REGIONS, damaged, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruned_vm import PrunedVm
 from shipped_vm import (
     NO_PROGRESS,
     ZEROED,
@@ -27,7 +28,7 @@ from shipped_vm import (
 from strategies import histories
 
 from drsync.damage import Damaged, lost_pack, read_records, record, says_the_same, write_record
-from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
+from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing, PointPruned, PrunedMeanwhile
 from drsync.format import names
 from drsync.hurt import HurtPoint, assess, image_of, standing_of
 from drsync.log import Log
@@ -37,7 +38,7 @@ from drsync.model import BLOCK_SIZE, block_count, block_length
 from drsync.restore import Salvage, lost_mark, restore_disk
 from drsync.verify import verify
 
-NOT_AS_WRITTEN = (ChainBroken, ObjectDamaged, ObjectMissing)
+NOT_AS_WRITTEN = (ChainBroken, ObjectDamaged, ObjectMissing, PrunedMeanwhile, PointPruned)
 
 
 def restores(log: Log, point: int, expected: Mapping[str, OracleDisk]) -> bool:
@@ -76,28 +77,34 @@ def audit(log: Log) -> list[HurtPoint]:
 
 
 @settings(deadline=None, max_examples=1000 if os.environ.get("DRSYNC_SOAK") else 30)
-@given(histories(max_steps=7), st.sets(st.integers(1, 12), max_size=2), st.integers(0, 2**32))
+@given(
+    histories(max_steps=7),
+    st.sets(st.integers(1, 12), max_size=2),
+    st.one_of(st.none(), st.tuples(st.integers(2, 7), st.sets(st.integers(1, 7), max_size=3))),
+    st.integers(0, 2**32),
+)
 def test_the_points_that_damage_hurts_are_exactly_those_that_do_not_restore(
-    history: list[Step], mapped_points: set[int], seed: int
+    history: list[Step], mapped_points: set[int], pruned: tuple[int, set[int]] | None, seed: int
 ) -> None:
+    """Whatever is damaged of whatever history, with maps and without, pruned in the middle or not."""
     chance = random.Random(seed)
     with TemporaryDirectory() as directory:
-        vm = ShippedVm(Path(directory))
+        vm = PrunedVm(Path(directory))
         for change in history:
             seq = vm.capture(change).seq
             if seq in mapped_points:
                 write_map(vm.log, seq, present={name for name, _ in listed_maps(vm.log.objects)})
+            if pruned is not None and seq == pruned[0]:
+                vm.prune(keep=pruned[1])
         whole = objects_of(vm.store)
     candidates = [name for name in whole if name.startswith("vm/")]
     chosen = chance.sample(candidates, min(len(candidates), chance.choice([1, 1, 2])))
     changed, told = damaged(whole, chosen, chance)
     log = reopened(vm, store_of(changed))
     hurt = {point.point: point for point in audit(log)}
-    newest = (
-        max(int(name[-16:], 16) for name in changed if "/log/" in name) if any("/log/" in n for n in changed) else 0
-    )
+    newest = max((int(name[-16:], 16) for name in changed if "/log/" in name), default=0)
     for point, disks in vm.points.items():
-        if point > newest:  # nobody can know of it but by a heartbeat
+        if point > newest:  # nobody can know of it but by a heartbeat, or a horizon
             assert not restores(log, point, disks)
             continue
         assert restores(log, point, disks) == (point not in hurt), (point, told, hurt)

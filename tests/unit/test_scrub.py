@@ -9,6 +9,7 @@ from damaging import flipped
 from faulty import Effect, Fault, FaultyStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruned_vm import PrunedVm
 from shipped_vm import DiskStep, ShippedVm, Step
 
 from drsync.errors import StoreUnavailable
@@ -83,7 +84,7 @@ class Host:
     def _save(self, state: ScrubState) -> None:
         self.saved = state
 
-    def run(self, seconds: float, every_s: float = 600.0) -> None:
+    def run(self, seconds: float, every_s: float = 1800.0) -> None:
         for _ in range(int(seconds / every_s)):
             self.clock.move(every_s)
             self.slice()
@@ -132,11 +133,32 @@ def test_objects_that_are_written_meanwhile_are_read_in_the_same_pass(host: Host
     assert host.watched.read.keys() == objects(host.vm)
 
 
+def test_a_log_that_is_pruned_in_the_midst_of_a_pass_is_read_through_and_nothing_of_it_is_damage(
+    tmp_path: Path,
+) -> None:
+    vm = PrunedVm(tmp_path)
+    for number in range(8):
+        vm.capture(step({n: 2 * (number + n) + 2 for n in range(12 if number == 0 else 2)}))
+    host = Host(vm)
+    host.run(SHARE * WITHIN_S / 4)
+    vm.prune(keep=[3, 6])
+    host.run(2 * WITHIN_S, every_s=3600.0)
+    needed = {info.key for info in vm.store.list("vm/web/") if info.key.split("/")[2] in {"log", "pack", "merged"}}
+    assert host.watched.read.keys() >= needed
+    assert list(vm.store.list(names.damage_prefix("web"))) == []
+    merged = next(iter(vm.store.list(names.merged_prefix("web")))).key
+    vm.store.replace(merged, b"junk")
+    host.run(WITHIN_S, every_s=3600.0)
+    assert len(list(vm.store.list(names.damage_prefix("web")))) == 1
+
+
 def test_a_restart_goes_on_where_it_was_and_reads_nothing_twice(host: Host) -> None:
     host.slice()
-    while not (host.saved is not None and host.saved.ended_at):
+    for _ in range(int(WITHIN_S / 600)):
         host.clock.move(600)
         host.slice(stop_after=1)  # "restarted" behind every object
+        if host.saved is not None and host.saved.ended_at:
+            break
     assert all(len(times) == 1 for times in host.watched.read.values())
     assert host.watched.read.keys() == objects(host.vm)
 
@@ -152,7 +174,7 @@ def test_a_store_that_is_down_costs_nothing_but_time(host: Host) -> None:
     host.run(WITHIN_S / 4)
     before = host.saved
     with FaultyStore(host.vm.store, Fault("get")) as faulty, pytest.raises(StoreUnavailable):
-        while True:
+        for _ in range(5000):
             host.clock.move(600)
             host.slice(faulty)
     assert before is not None
@@ -214,9 +236,24 @@ def test_damage_is_recorded_once_and_the_points_are_named(host: Host) -> None:
 
 def test_a_transfer_that_went_wrong_once_is_no_damage(host: Host) -> None:
     with FaultyStore(host.vm.store, Fault("get", effect=Effect.CORRUPT, at=40)) as faulty:
-        while faulty.not_fired:
+        for _ in range(5000):
             host.clock.move(600)
             assert host.slice(faulty).found == []
+            if not faulty.not_fired:
+                break
+
+
+def test_a_slice_in_which_nothing_is_due_asks_for_nothing_and_writes_nothing_down(host: Host) -> None:
+    host.run(3600)
+    before = host.saved
+    assert before is not None
+    assert before.credit_bytes < 0
+    host.clock.move(60)
+    faults = [Fault(method) for method in ("get", "get_range", "get_tail", "list", "create", "replace")]
+    counting = FaultyStore(host.vm.store, *faults)
+    host.slice(counting)
+    assert counting.not_fired == faults
+    assert host.saved is before
 
 
 def test_a_log_without_any_segment_is_read_through(tmp_path: Path) -> None:
