@@ -76,7 +76,7 @@ def audit(log: Log) -> list[HurtPoint]:
     return list(verify(log, committed_seq=0, read_data=True, progress=NO_PROGRESS).hurt)
 
 
-@settings(deadline=None, max_examples=1000 if os.environ.get("DRSYNC_SOAK") else 30)
+@settings(deadline=None, max_examples=300 if os.environ.get("DRSYNC_SOAK") else 30)
 @given(
     histories(max_steps=7),
     st.sets(st.integers(1, 12), max_size=2),
