@@ -229,14 +229,16 @@ def test_a_changed_segment_or_pack_is_refused_where_it_is_needed_and_never_resto
 ) -> None:
     path = cli.repository / name
     damage(path, path.stat().st_size // 2)
-    first = hurt_from(cli)
+    (report,) = cli.run("verify", "--read-data", "--json").json
+    assert report["problems"]
     codes = {}
     for point, expected in golden.expected.items():
         done = restore(cli, golden, tmp_path / str(point), "--point", str(point))
         check_unharmed_or_refused(done, tmp_path / str(point), expected)
         codes[point] = done.code
-    assert not any(code for point, code in codes.items() if point < first), "damage behind a point does not matter"
-    assert codes[min(point for point in codes if point >= first)] in {40, 41}
+    hurt = {point["point"] for point in report["hurt"]}
+    assert {point for point, code in codes.items() if code} == hurt & codes.keys(), "verify says exactly which"
+    assert {code for code in codes.values() if code} <= {40, 41, 94}
 
 
 @each("sealed_objects")
@@ -252,7 +254,8 @@ def test_recover_py_refuses_a_changed_segment_or_pack_at_the_point_that_it_hurts
         recover(cli, golden, cli.key_file, disk, output, "--point", str(point)) for disk, output in outputs.items()
     ]
     complaints = [process.communicate(timeout=60)[1] for process in running]
-    assert any(name in complaint for complaint in complaints), complaints
+    refused = any(name in complaint for complaint in complaints)
+    assert refused or disks_in(tmp_path) == golden.expected[point], complaints  # F52: it may not be needed
     assert disks_in(tmp_path).items() <= golden.expected[point].items()
     assert not list(tmp_path.glob("*.partial"))
 
