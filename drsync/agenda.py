@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from drsync.errors import DrsyncError
-from drsync.locks import LockPass
+from drsync.locks import LockKeeper
 from drsync.maintenance import Chore
 from drsync.model import NoProgress
 from drsync.prune.report import VmPruned
@@ -14,9 +14,8 @@ from drsync.units import format_size
 from drsync.verifier import SLICE_S
 
 _LOGGER = logging.getLogger(__name__)
-_LOCKS_EVERY: Final = 16
-"""A pass over the locks begins so often in their period: it extends what ends within half of that."""
-_LEAST_LOCKS_S: Final = 3600.0
+LOCKS_EVERY_S: Final = 3600.0
+"""So often the maintenance asks whether a pass over the locks is due (locks.LockKeeper)."""
 
 
 def chores_of(session: Session) -> Sequence[Chore]:
@@ -24,12 +23,11 @@ def chores_of(session: Session) -> Sequence[Chore]:
     chores = [Chore("prune", session.config.prune.every_s, lambda _budget_s: _prune(session))]
     if session.config.verify.within_s is not None:
         chores.append(Chore("verify", SLICE_S, lambda budget_s: _verify(session, budget_s)))
-    lock = session.config.repository.lock
-    if lock is None:
+    keeper = session.lock_keeper
+    if keeper is None:
         return chores
-    locks = _Locks(session)
-    every_s = max(_LEAST_LOCKS_S, lock.period.total_seconds() / _LOCKS_EVERY)
-    return [Chore("locks", every_s, locks.run, locks.is_ended), *chores]
+    locks = Chore("locks", LOCKS_EVERY_S, lambda budget_s: _extend(keeper, budget_s), keeper.is_between_passes)
+    return [locks, *chores]
 
 
 def _verify(session: Session, budget_s: float) -> str:
@@ -41,6 +39,15 @@ def _verify(session: Session, budget_s: float) -> str:
         except DrsyncError as err:
             _LOGGER.error("vm=%s is not verified code=%d: %s; remedy: %s", vm, err.code, err, err.remedy)
     return ""  # damage, and the end of a pass, have lines of their own
+
+
+def _extend(keeper: LockKeeper, budget_s: float) -> str:
+    """A slice of a pass over the locks, if one is due: that is asked each time, and rarely so."""
+    done = keeper.work(budget_s)
+    if done is None:
+        return ""
+    seen = "ended" if done.done else f"goes on behind {done.after}"
+    return f"seen={done.seen} extended={done.extended} failed={done.failed}: {seen}"
 
 
 def _prune(session: Session) -> str:
@@ -63,21 +70,3 @@ def pruned_line(one: VmPruned) -> str:
     sizes = {"deleted": one.deleted_bytes, "copied": one.copied_bytes, "will-free": max(0, one.freed_bytes)}
     words = [f"{name}={format_size(size).replace(' ', '')}" for name, size in sizes.items()]
     return f"pruned kept={one.kept} dropped={len(one.dropped)} {' '.join(words)} horizon={one.horizon}"
-
-
-class _Locks:
-    """Passes over the locks of all objects, in slices."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._pass: LockPass | None = None
-
-    def run(self, budget_s: float) -> str:
-        self._pass = self._session.extend_locks(budget_s=budget_s, resume=self._pass)
-        if self._pass.problem is not None:
-            _LOGGER.error("locks: %s; remedy: %s", self._pass.problem, self._pass.problem.remedy)
-        seen = "ended" if self._pass.done else f"goes on behind {self._pass.after}"
-        return f"seen={self._pass.seen} extended={self._pass.extended} failed={self._pass.failed}: {seen}"
-
-    def is_ended(self) -> bool:
-        return self._pass is None or self._pass.done

@@ -107,7 +107,6 @@ CREATED = {
     "host/alpha.json": {Role.HOST},
 }
 DELETED = {
-    "keys/recovery-0.json": {Role.OWNER},
     **{name: {Role.PRUNE} for name in ("vm/web/log/0000000000000001", "vm/web/pack/0", "vm/web/map/0-1")},
     "vm/web/merged/0000000000000001-0": {Role.PRUNE},
 }
