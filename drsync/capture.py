@@ -14,7 +14,7 @@ crash between any two steps costs at most one capture, never a point.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -26,7 +26,7 @@ from drsync.image import PointImage, load_image
 from drsync.journal import Journal
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
-from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
@@ -73,6 +73,8 @@ class CaptureOptions:
     """Write the log although another drsync took it over."""
     timeout_s: float = 600.0
     """How long QEMU may take to write the layers."""
+    read_pace: Pace = field(default_factory=NoPace)
+    """How fast the disks are read for a layer."""
     may_seed: bool = True
     """Read disks live if that is due, which may take days; else leave it, and say so."""
     seed: SeedOptions = USUAL_SEED
@@ -307,6 +309,7 @@ class _Cycle:
                 keep_free_bytes=self._spool.keep_free_bytes,
                 progress=self._progress,
                 instant=self._quiesce.instant(capture, source),
+                pace=self._options.read_pace,
             )
             result = self._quiesce.described(result)
             spooled = _spooled(capture, base, disks, result, send_all=self._options.full)

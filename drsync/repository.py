@@ -89,6 +89,10 @@ class VmObjects:
         self.key = key
         self.keys_of = lru_cache(maxsize=4096)(key.of_object)
 
+    def through(self, store: ObjectStore) -> "VmObjects":
+        """The same objects, read and written through `store`, which has the same ones but other limits."""
+        return VmObjects(store, self.repository_id, self.vm, self.key)
+
     def new_header(self, kind: str, seq: int = 0) -> seal.Header:
         """The header of an object that is about to be made; its id is new."""
         return msgspec.convert(

@@ -25,6 +25,7 @@ from drsync.ship import USUAL as SHIP_USUAL
 from drsync.ship import Seeded, ShipLimits
 from drsync.source import Base, BaseDisk, DiskSurvey, Source
 from drsync.spool import VmSpool
+from drsync.store import ObjectStore
 from drsync.stream import Stopped, Streaming
 from drsync.units import GiB, format_duration, format_size
 
@@ -40,6 +41,8 @@ class SeedOptions:
     stream_above_bytes: int = 4 * GiB
     """Disks that are to be read whole, and hold more than this together, are read live."""
     read_pace: Pace = field(default_factory=NoPace)
+    store: ObjectStore | None = None
+    """Where the packs go, if another way than the log's: one with limits of its own."""
     stop: Callable[[], bool] = lambda: False
     """Asked between pieces: True ends the run, to be gone on with another time."""
     limits: ShipLimits = SHIP_USUAL
@@ -222,8 +225,9 @@ class Seed:
         disks = [_survey_of(disk) for disk in state.begun.disks]
         view = source.open_live(self._read_of(state), disks, pace=self._options.read_pace)
         try:
+            store = self._options.store
             Streaming(
-                self._log.objects,
+                self._log.objects if store is None else self._log.objects.through(store),
                 self._journal,
                 view,
                 self._known(state),

@@ -43,10 +43,10 @@ from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
+from drsync.limits import Limits
 from drsync.log import Log, Segment
 from drsync.mapped import newest_stretch
-from drsync.model import Clock, Progress
-from drsync.pace import TokenBucket
+from drsync.model import Clock, Pace, Progress
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
@@ -106,20 +106,17 @@ class RestorePlan:
 class Session:
     """One configuration, open for work."""
 
-    def __init__(self, config: Config, clock: Clock, *, upload: TokenBucket | None = None) -> None:
-        """`upload` holds what is sent to `[limits] upload`; given where several sessions share it."""
+    def __init__(self, config: Config, clock: Clock, *, limits: Limits | None = None) -> None:
+        """`limits` holds what is moved to `[limits]`; given where several sessions share it."""
         self.config = config
         self.clock = clock
-        self._upload = upload or TokenBucket(config.limits.upload, clock)
+        self.limits = limits or Limits(config.limits, clock)
         self.protection = Protection(config)
 
     @cached_property
     def raw_store(self) -> ObjectStore:
         """The store without retries: for finding out what it really does."""
-        from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
-
-        settings = self.config.repository
-        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region, pace=self._upload)
+        return self._open_store(self.limits.increments)
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -127,6 +124,25 @@ class Session:
         from drsync.store.retry import RetryingStore  # noqa: PLC0415 - as above
 
         return RetryingStore(self.raw_store, clock=self.clock)
+
+    @cached_property
+    def seed_store(self) -> ObjectStore:
+        """The same store, with the limits of seeds on what is sent."""
+        from drsync.store.retry import RetryingStore  # noqa: PLC0415 - as above
+
+        return RetryingStore(self._open_store(self.limits.seeds), clock=self.clock)
+
+    def _open_store(self, pace: Pace) -> ObjectStore:
+        from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
+
+        settings = self.config.repository
+        return open_store(
+            settings.url,
+            endpoint_url=settings.endpoint_url,
+            region=settings.region,
+            pace=pace,
+            read_pace=self.limits.restores,
+        )
 
     @cached_property
     def repository(self) -> Repository:
@@ -294,7 +310,7 @@ class Session:
             NoWayToCopy: it would have to, and can't be.
         """
         spool = self.spool.vm(vm.name)
-        wanted = is_to_be_streamed(disks, spool, self._seed_options())
+        wanted = is_to_be_streamed(disks, spool, self._seed_options(vm.name))
         if wanted:
             spool.check_room(0)
         with spool.locked(), self.open_source(vm) as source:
@@ -313,10 +329,11 @@ class Session:
                 return False, [f"{problem}; so a full needs room in the spool"] if told else []
         return wanted, []
 
-    def _seed_options(self, stop: Callable[[], bool] = lambda: False) -> SeedOptions:
+    def _seed_options(self, vm_name: str, stop: Callable[[], bool] = lambda: False) -> SeedOptions:
         return SeedOptions(
             stream_above_bytes=self.config.spool.stream_above_bytes,
-            read_pace=TokenBucket(self.config.limits.seed_read, self.clock),
+            read_pace=self.limits.seed_reads(vm_name),
+            store=self.seed_store,
             stop=stop,
         )
 
@@ -343,7 +360,8 @@ class Session:
             take_over=take_over,
             timeout_s=vm.capture_timeout_s,
             may_seed=may_seed,
-            seed=self._seed_options(stop),
+            read_pace=self.limits.reads(vm.name),
+            seed=self._seed_options(vm.name, stop),
         )
         return run_cycle(
             self.log(vm.name),

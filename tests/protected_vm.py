@@ -20,13 +20,13 @@ from drsync.format.keys import RootKey
 from drsync.image import load_image
 from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
-from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
+from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
 from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import SeedOptions
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -73,6 +73,7 @@ class Witness(ForwardingSource):
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         assert capture not in self._seen
 
@@ -91,6 +92,7 @@ class Witness(ForwardingSource):
             keep_free_bytes=keep_free_bytes,
             progress=progress,
             instant=witnessed,
+            pace=pace,
         )
 
 

@@ -14,7 +14,7 @@ from drsync.config import Config
 from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
-from drsync.pace import TokenBucket
+from drsync.limits import Limits
 from drsync.recovery.cloud.keeper import CloudKeeper
 from drsync.repository import open_repository
 from drsync.session import Session
@@ -57,11 +57,11 @@ def command(app: App, role: str) -> None:
     session.guests.let_go()
     session.end_dead_reading()
     _reach(config, app)
-    upload = TokenBucket(config.limits.upload, app.clock)
+    limits = Limits(config.limits, app.clock)
     daemon = Daemon(
         config,
         load=app.config,
-        open_captures=lambda config: _open(config, app, upload),
+        open_captures=lambda config: _open(config, app, limits),
         clock=app.clock,
         notifier=Notifier.from_environment(),
     )
@@ -109,10 +109,10 @@ def _reach(config: Config, app: App) -> None:
         _LOGGER.warning("%s; goes on and tries again", err)
 
 
-def _open(config: Config, app: App, upload: TokenBucket) -> Session:
-    """A session, if what is on this host can be used; it shares the line with those before it."""
+def _open(config: Config, app: App, limits: Limits) -> Session:
+    """A session, if what is on this host can be used; it shares the limits with those before it."""
     read_key_file(config.repository.key_file)
-    session = Session(config, app.clock, upload=upload)
+    session = Session(config, app.clock, limits=limits)
     session.spool.writer_id()
-    upload.set_rate(config.limits.upload)
+    limits.set(config.limits)
     return session

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.key import shown
+from drsync.config.limits import RATES, LimitsSettings, WindowSettings, with_windows
 from drsync.config.settings import (
+    LISTS,
     SOURCES,
     TABLES,
     CloudSettings,
     Config,
     DaemonSettings,
     LibvirtSource,
-    LimitsSettings,
     ProtectSettings,
     QmpSource,
     RepositorySettings,
@@ -89,11 +90,12 @@ class _Reading(TableReading):
         self._path = path
 
     def config(self, document: Mapping[str, object]) -> Config | None:
-        unknown = [name for name in document if name not in TABLES]
-        self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, TABLES)}" for name in unknown]
+        known = [name for name in TABLES if "." not in name]
+        unknown = [name for name in document if name not in known]
+        self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, known)}" for name in unknown]
         repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
-        limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
+        limits = self._limits(document.get("limits", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
@@ -112,6 +114,29 @@ class _Reading(TableReading):
             clouds=clouds,
             daemon=daemon,
         )
+
+    def _limits(self, table: object) -> LimitsSettings | None:
+        own = {name: value for name, value in table.items() if name != "window"} if isinstance(table, dict) else table
+        windows = table.get("window", []) if isinstance(table, dict) else []
+        limits = self.table("[limits]", LimitsSettings, own, also_known={"window"})
+        if not isinstance(windows, list):
+            self.problems.append("limits.window is not a list of tables; write [[limits.window]], with two brackets")
+            return None
+        read = [self._window(number, window) for number, window in enumerate(windows, 1)]
+        if limits is None:
+            return None
+        return with_windows(limits, [window for window in read if window is not None])
+
+    def _window(self, number: int, table: object) -> WindowSettings | None:
+        where = f"[[limits.window]] number {number}"
+        window = self.table(where, WindowSettings, table)
+        if window is None:
+            return None
+        if all(getattr(window, name) is None for name in RATES):
+            self.problems.append(f"{where}: it limits nothing; set one of {', '.join(RATES)}")
+        if window.begin_min == window.end_min:
+            self.problems.append(f'{where}: from and to are the same; the whole day is from = "00:00", to = "24:00"')
+        return window
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
@@ -205,7 +230,7 @@ class _Reading(TableReading):
     def nearest(self, name: str, known: Collection[str]) -> str:
         for table, kind in TABLES.items():
             if name in names_of(kind) and table != "protect":
-                return f"it belongs to {'[[vm]]' if table == 'vm' else f'[{table}]'}"
+                return f"it belongs to {f'[[{table}]]' if table in LISTS else f'[{table}]'}"
         sources = [source for source, kind in SOURCES.items() if name in names_of(kind)]
         if sources:
             return f"it belongs to [[vm]] with source = {' or '.join(map(shown, sources))}"

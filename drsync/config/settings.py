@@ -21,7 +21,6 @@ from drsync.config.key import (
     read_names,
     read_parallel,
     read_path,
-    read_rate,
     read_repository_url,
     read_size,
     read_switch,
@@ -30,8 +29,8 @@ from drsync.config.key import (
     read_uri,
     shown,
 )
+from drsync.config.limits import LimitsSettings, WindowSettings
 from drsync.model import Consistency, OnFreezeFailure
-from drsync.pace import Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,42 +109,6 @@ class SpoolSettings:
             default="4GiB",
             meaning="A full or resync of more than this is read live and sent at once, not copied to the spool.",
             why="Copying so much takes a minute in which the guest's writes may wait; more would take longer.",
-        ),
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitsSettings:
-    """`[limits]`: how much of the line and of the disks drsync may take."""
-
-    upload: Annotated[
-        Rate,
-        Key(
-            name="upload",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that one drsync process sends to the repository, all VMs together.",
-            why="Nobody else knows what the line has to carry beside.",
-        ),
-    ]
-    seed_read: Annotated[
-        Rate,
-        Key(
-            name="seed_read",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that are read of a VM's disks while it is seeded.",
-            why="Reading waits for the line, which is mostly slower than the disks.",
-        ),
-    ]
-    cloud: Annotated[
-        Rate,
-        Key(
-            name="cloud",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
-            why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
         ),
     ]
 
@@ -523,9 +486,12 @@ TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
     "limits": LimitsSettings,
+    "limits.window": WindowSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "cloud": CloudSettings,
     "daemon": DaemonSettings,
 }
-"""The file's tables; `vm`, `protect` and `cloud` are lists. `[[vm]]` also takes the keys of its source."""
+"""The file's tables. `[[vm]]` also takes the keys of its source."""
+LISTS: Final = frozenset({"limits.window", "vm", "protect", "cloud"})
+"""Those of which there may be several."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import boto3.session
@@ -30,7 +30,7 @@ from drsync.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from drsync.model import Pace
+from drsync.model import NoPace, Pace
 from drsync.store import Bytes, ObjectInfo, Tail
 from drsync.store.body import BodyReader
 from drsync.store.key import check_key, check_prefix, is_key
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     )
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_READ_PIECE_BYTES: Final = 16 * 1024
+"""What is read at a time where there is a limit: as much as botocore sends at a time."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -99,12 +101,13 @@ class S3Options:
 class S3Store:
     """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used.
 
-    What it sends of objects keeps to `pace`, block by block.
+    What it sends of objects keeps to `pace`, block by block, and what it reads of them to `read_pace`.
     """
 
-    def __init__(self, options: S3Options, *, pace: Pace | None = None) -> None:
+    def __init__(self, options: S3Options, *, pace: Pace | None = None, read_pace: Pace | None = None) -> None:
         self._options = options
         self._pace = pace
+        self._read_pace = read_pace or NoPace()
         self._root = f"{options.prefix}/" if options.prefix else ""
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
@@ -123,7 +126,7 @@ class S3Store:
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
         with self._reply("get", key) as reply:
-            data = _drain(reply, limit_bytes)
+            data = _drain(reply, limit_bytes, self._read_pace)
         if data is None:
             raise ObjectDamaged(key=key, problem=f"it has more than the {limit_bytes} bytes it may have")
         return data
@@ -134,7 +137,7 @@ class S3Store:
         else:
             with self._reply("get", key, f"bytes={offset}-{offset + length - 1}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length) or b""
+                data = _drain(reply, length, self._read_pace) or b""
         if offset + length > size_bytes:
             raise ObjectDamaged(key=key, problem=f"it ends at byte {size_bytes}, before {offset + length}")
         self._check_part(data, start, end, offset, offset + length)
@@ -146,7 +149,7 @@ class S3Store:
         try:
             with self._reply("get", key, f"bytes=-{length}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length) or b""
+                data = _drain(reply, length, self._read_pace) or b""
         except ObjectDamaged:  # the range is outside: only an empty object has no last byte
             return Tail(data=b"", object_size_bytes=0)
         self._check_part(data, start, end, max(0, size_bytes - length), size_bytes)
@@ -286,10 +289,25 @@ def _begin_sending(request: "AWSPreparedRequest", **_: object) -> None:
         body.sending = True
 
 
-def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int) -> bytes | None:
+def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace) -> bytes | None:
     """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read."""
     declared = reply.get("ContentLength", -1)
+    if declared > limit_bytes:
+        return None
+    if pace.limit_bytes_per_s() is not None:
+        return _drain_slowly(reply, limit_bytes, pace)
     if declared < 0:  # not declared
         data = reply["Body"].read(limit_bytes + 1)
         return data if len(data) <= limit_bytes else None
-    return reply["Body"].read() if declared <= limit_bytes else None
+    return reply["Body"].read()
+
+
+def _drain_slowly(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace) -> bytes | None:
+    """As _drain, block by block: the server can send no more than the kernel's buffer takes of what is not read."""
+    data = bytearray()
+    while piece := reply["Body"].read(_READ_PIECE_BYTES):  # the empty one has botocore compare the length
+        pace.take(len(piece))
+        data += piece
+        if len(data) > limit_bytes:
+            return None
+    return bytes(data)

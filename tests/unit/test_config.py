@@ -330,3 +330,77 @@ def test_the_vms_of_a_group_are_captured_together() -> None:
     more = "".join(f"[[vm]]\nname = '{n}'\nsocket = '{n}'\ngroup = 'shop'\n" for n in ("db", "cache"))
     config = parse(REPOSITORY + VM + more)
     assert [[vm.name for vm in vms] for vms in captured_together(config.vms)] == [["web"], ["db", "cache"]]
+
+
+def test_a_limit_may_be_written_a_second_or_without() -> None:
+    for text in ("20MiB", "20MiB/s"):
+        assert parse(f"{REPOSITORY}[limits]\nupload = '{text}'\n").limits.upload.bytes_per_s == 20 * 1024 * 1024
+    assert parse(REPOSITORY).limits.upload.bytes_per_s is None
+
+
+WINDOWS = """
+[limits]
+upload = "50MiB/s"
+time_zone = "Europe/Berlin"
+
+[[limits.window]]
+from = "08:00"
+to = "18:00"
+days = "mon-fri"
+upload = "5MiB/s"
+restore = "unlimited"
+
+[[limits.window]]
+days = "sat-mon,wed"
+upload = "20MiB/s"
+read = "1MiB/s"
+"""
+
+
+def test_windows_become_the_course_of_each_limit_that_they_set() -> None:
+    limits = parse(REPOSITORY + WINDOWS).limits
+    assert str(limits.time_zone) == str(limits.upload.zone) == "Europe/Berlin"
+    office, weekend = limits.upload.windows
+    assert (office.days, office.begin_min, office.end_min, office.bytes_per_s) == (
+        frozenset(range(5)),
+        8 * 60,
+        18 * 60,
+        5 * 2**20,
+    )
+    assert (weekend.days, weekend.begin_min, weekend.end_min) == (frozenset({5, 6, 0, 2}), 0, 24 * 60)
+    assert [window.bytes_per_s for window in limits.restore.windows] == [None]
+    assert [window.bytes_per_s for window in limits.read.windows] == [2**20]
+    assert limits.seed_upload.windows == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("from = '8:00'\nupload = '1MiB'", 'from: "8:00" is not a time of day; write "08:00", from "00:00" to "24:00"'),
+        ("to = '24:01'\nupload = '1MiB'", 'to: "24:01" is not a time of day; write "08:00", from "00:00" to "24:00"'),
+        (
+            "from = '08:60'\nupload = '1MiB'",
+            'from: "08:60" is not a time of day; write "08:00", from "00:00" to "24:00"',
+        ),
+        (
+            "days = 'mon-so'\nupload = '1MiB'",
+            'days: "mon-so" are no days; write for example "mon-fri" or "sat,sun" (mon, tue, wed, thu, fri, sat, sun)',
+        ),
+        ("from = '08:00'\nto = '08:00'\nupload = '1MiB'", "from and to are the same; the whole day is"),
+        ("from = '08:00'", "it limits nothing; set one of upload, seed_upload"),
+        ("upload = '1KB'", "upload: '1KB' is not a size"),
+        ("upload = '1B/s'", "upload: 1 bytes a second is too little; 1024 is the least"),
+        ("uplaod = '1MiB'", 'unknown key "uplaod"; did you mean upload?'),
+    ],
+)
+def test_what_is_wrong_with_a_window_is_told(text: str, problem: str) -> None:
+    found = problems_of(f"{REPOSITORY}[[limits.window]]\n{text}\n")
+    assert any(each.startswith(f"[[limits.window]] number 1: {problem}") for each in found), found
+
+
+def test_what_is_wrong_with_the_limits_is_told() -> None:
+    assert "is no time zone that this host knows" in problem_of(f"{REPOSITORY}[limits]\ntime_zone = 'Mars/Base'\n")
+    assert "two brackets" in problem_of(f"{REPOSITORY}[limits.window]\nupload = '1MiB'\n")
+    assert problem_of(f"{REPOSITORY}[limits]\nfrom = '08:00'\n") == (
+        '[limits]: unknown key "from"; it belongs to [[limits.window]]'
+    )

@@ -33,6 +33,9 @@ class CountingPace:
         self.taken.append(size_bytes)
         return True
 
+    def limit_bytes_per_s(self) -> float | None:
+        return 1e9
+
 
 def put(store: ObjectStore, key: str = "vm/web/pack/0") -> None:
     store.create(key, BODY, sha256=hashlib.sha256(BODY).digest())
@@ -84,6 +87,29 @@ def test_a_directory_takes_an_object_when_the_pace_allows_it(tmp_path: Path) -> 
     assert store.get_range("vm/web/pack/0", 1, 2) == BODY[1:3]
     assert [info.key for info in store.list("vm/")] == ["vm/web/pack/0"]
     assert pace.taken == [len(BODY), 4]
+
+
+def test_what_is_read_of_a_directory_keeps_to_a_pace_of_its_own(tmp_path: Path) -> None:
+    pace = CountingPace()
+    store = open_store(f"file://{tmp_path}/store", endpoint_url=None, region=None, read_pace=pace)
+    put(store)
+    store.get("vm/web/pack/0", limit_bytes=2**30)
+    store.get_tail("vm/web/pack/0", 2)
+    store.get_range("vm/web/pack/0", 1, 1000)
+    assert pace.taken == [len(BODY), 2, 1000]
+
+
+def test_s3_counts_what_is_read_block_by_block() -> None:
+    pace = CountingPace()
+    whole = Reply(headers={"ETag": '"1"'}, body=BODY)
+    with StubS3(whole) as stub:
+        store = S3Store(
+            S3Options(bucket="bucket", endpoint_url=stub.endpoint_url, region="eu-central-1"), read_pace=pace
+        )
+        assert store.get("vm/web/pack/0", limit_bytes=len(BODY)) == BODY
+        store._client.close()
+    assert sum(pace.taken) == len(BODY)
+    assert max(pace.taken) <= 16 * 1024
 
 
 def test_without_a_pace_a_directory_is_opened_as_it_is(tmp_path: Path) -> None:
