@@ -24,7 +24,7 @@ from drsync.errors import DrsyncError, Fenced, LayerDamaged, LibraryMissing, Liv
 from drsync.format.segment import PointMeta
 from drsync.image import PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.log import Heads, Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
@@ -33,7 +33,7 @@ from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, ope
 from drsync.ship import ship
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
+from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class CaptureOptions:
     seed: SeedOptions = USUAL_SEED
     maps: MapPolicy = USUAL
     """When a block map is written."""
+    heads: Heads | None = None
+    """What this process knows of the logs; None: it looks each time."""
 
 
 def run_cycle(
@@ -104,9 +106,11 @@ def run_cycle(
         cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
             return cycle.run()
-        except DrsyncError as err:
-            with suppress(SpoolError):  # what can't be noted is still raised
-                cycle.remember(error=str(err), error_at=clock.now().isoformat())
+        except BaseException as err:
+            cycle.forget_head()
+            if isinstance(err, DrsyncError):
+                with suppress(SpoolError):  # what can't be noted is still raised
+                    cycle.remember(error=str(err), error_at=clock.now().isoformat())
             raise
 
 
@@ -151,6 +155,9 @@ class _Cycle:
         if state.fenced_by and not self._options.take_over:
             head = self._log.read(self._log.newest(after=state.wrote_seq))
             raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
+        known = self._known_head(state)
+        if known is not None:
+            return LogWriter(self._log, self._writer_id, known)
         wrote_before = bool(state.wrote_seq) and not self._options.take_over
         try:
             writer = open_writer(self._log, self._writer_id, known_seq=state.wrote_seq, wrote_before=wrote_before)
@@ -159,7 +166,24 @@ class _Cycle:
             raise
         if writer.head is not None:
             self.remember(wrote_seq=writer.head.seq, fenced_by="")
+            self._note_head(writer.head)
         return writer
+
+    def _known_head(self, state: VmState) -> Segment | None:
+        """The head of the log, if this process saw it not long ago and no other one on this host wrote since."""
+        head = self._options.heads.of(self._log.vm) if self._options.heads is not None else None
+        if head is None or self._options.take_over or state.fenced_by:
+            return None
+        return head if (head.seq, head.meta.writer) == (state.wrote_seq, self._writer_id) else None
+
+    def _note_head(self, head: Segment) -> None:
+        if self._options.heads is not None:
+            self._options.heads.note(self._log.vm, head)
+
+    def forget_head(self) -> None:
+        """Look for the head next time: what was being done may have changed it."""
+        if self._options.heads is not None:
+            self._options.heads.forget(self._log.vm)
 
     def remember(self, **changes: object) -> None:
         """Change what this host remembers of the VM."""
@@ -340,6 +364,7 @@ class _Cycle:
                 self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
                 raise
         self.remember(wrote_seq=segment.seq)
+        self._note_head(segment)
         self._spool.remove(spooled.capture)
         self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
         return segment

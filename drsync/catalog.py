@@ -1,6 +1,6 @@
 """The points of a VM, and how far behind the newest one is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -95,8 +95,8 @@ def _quiesce_of(definition: Mapping[str, object]) -> QuiesceTold | None:
         return None
 
 
-def points_of(segments: Sequence[Segment], *, parent: int | None = None) -> list[Point]:
-    """The points among segments, in order; `parent` is the point before them."""
+def points_of(segments: Iterable[Segment], *, parent: int | None = None) -> list[Point]:
+    """The points among segments, in order; `parent` is the point before them. No segment is held."""
     points: list[Point] = []
     for segment in segments:
         point = point_of(segment, points[-1].number if points else parent)
@@ -112,7 +112,47 @@ def points(log: Log) -> list[Point]:
         ChainBroken, ObjectDamaged: the log is not whole.
     """
     newest = log.newest()
-    return points_of(list(log.chain(1, newest))) if newest else []
+    return points_of(log.chain(1, newest)) if newest else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """A VM's log at a glance: read from its ends alone."""
+
+    vm: str
+    segments: int
+    """How many there are: the points, and the marks of take-overs."""
+    oldest: Point | None
+    newest: Point | None
+
+
+def summary(log: Log) -> LogSummary:
+    """A VM's log at a glance: one listing for a thousand segments, and a segment or two.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: an end of the log can't be read.
+    """
+    count, first, last = 0, 0, 0
+    for seq, _ in log.listed():
+        count, first, last = count + 1, first or seq, seq
+    oldest = (
+        next(filter(None, (point_of(log.read(seq), None) for seq in range(first, last + 1))), None) if count else None
+    )
+    newest = newest_point(log, last)
+    return LogSummary(vm=log.vm, segments=count, oldest=oldest, newest=newest)
+
+
+def newest_point(log: Log, seq: int) -> Point | None:
+    """The newest point of a log that ends with segment `seq`; take-overs behind it are passed over.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: a segment can't be read.
+    """
+    for number in range(seq, 0, -1):
+        point = point_of(log.read(number), number - 1 or None)
+        if point is not None:
+            return point
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +173,7 @@ class GroupPoint:
     """Members whose point is not in the repository: not shipped yet, or pruned."""
 
 
-def group_points(group: str, known: Sequence[Point]) -> list[GroupPoint]:
+def group_points(group: str, known: Iterable[Point]) -> list[GroupPoint]:
     """The instants of a group, oldest first, from all points of all VMs."""
     instants: dict[str, dict[str, Point]] = {}
     for point in known:

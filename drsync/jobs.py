@@ -77,6 +77,10 @@ class Agenda(Protocol):
         """Run the seed of a VM no more, if there is one."""
         ...
 
+    def tell(self) -> None:
+        """There is news for the repository: let it have a heartbeat, now or with others' soon."""
+        ...
+
 
 class Job:
     """The cycles of one VM, or of the VMs of one group: runs them, and decides when to try again.
@@ -156,7 +160,7 @@ class Job:
             self._agenda.delay(self.key, backoff_s(failures))
         elif is_overdue:
             self._agenda.delay(self.key, 0.0)
-        self._beat()
+        self._agenda.tell()
 
     def settle(self) -> None:
         """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
@@ -222,12 +226,6 @@ class Job:
         if not due:
             return None
         return max(due) if len(due) == len(histories) or max(due) <= _PARTIAL_RETRIES else None
-
-    def _beat(self) -> None:
-        try:
-            self._captures.beat()
-        except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
-            _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
 
 
 class SeedJob(Job):

@@ -7,9 +7,11 @@ it, so the log is a chain that can be checked from any segment whose hash is kno
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -24,11 +26,15 @@ from drsync.format.segment import (
     encode_segment,
     pack_table,
 )
+from drsync.model import Clock
 from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
 FIRST_SEQ = 1
-_READERS = 8
+FRESH_S: Final = 600.0
+"""How long a head is taken for the newest segment without a look: an idle VM costs two requests in this time."""
+_READERS: Final = 16
+"""Segments that are read at once: a request takes tens of milliseconds."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -143,6 +149,38 @@ class Log:
                         )
                     previous = segment.index_sha256.hex()
                     yield segment
+
+
+class Heads:
+    """The newest segment of each log that this process has written or seen, so that it is not looked for all the time.
+
+    The log is the lock, so an old one can do no harm: an append to it is refused. It is forgotten after a while,
+    so that a daemon whose VMs are idle learns that another one has taken them over.
+    """
+
+    def __init__(self, clock: Clock, *, fresh_s: float = FRESH_S) -> None:
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Segment, float]] = {}
+
+    def of(self, vm: str) -> Segment | None:
+        """The head, if it was seen not long ago."""
+        with self._lock:
+            found = self._known.get(vm)
+        if found is None or self._clock.monotonic_s() - found[1] > self._fresh_s:
+            return None
+        return found[0]
+
+    def note(self, vm: str, head: Segment) -> None:
+        """The head was found, or written, just now."""
+        with self._lock:
+            self._known[vm] = (head, self._clock.monotonic_s())
+
+    def forget(self, vm: str) -> None:
+        """It is not known any more what the head is."""
+        with self._lock:
+            self._known.pop(vm, None)
 
 
 class LogWriter:

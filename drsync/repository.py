@@ -67,16 +67,8 @@ class Repository:
 
     def vm_names(self) -> list[str]:
         """The VMs that have objects here, whether configured on this host or not."""
-        found: list[str] = []
-        after = ""
-        while True:  # jump from VM to VM instead of listing every segment
-            info = next(iter(self.store.list(names.VM_PREFIX, after=after)), None)
-            if info is None:
-                return found
-            name = info.key.split("/")[1]
-            if is_name(name):  # whoever can write here can make any other; no VM has it
-                found.append(name)
-            after = f"{names.VM_PREFIX}{name}/\x7f"
+        # Whoever can write here can make any other name; no VM has it.
+        return [name for name in self.store.folders(names.VM_PREFIX) if is_name(name)]
 
 
 class VmObjects:

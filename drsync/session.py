@@ -7,6 +7,7 @@ concurrent thread could not use: the daemon runs several VMs in one session.
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,7 +19,7 @@ import msgspec
 
 from drsync import catalog
 from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_point, run_cycle
-from drsync.catalog import Point, PreflightTold, VmStatus
+from drsync.catalog import LogSummary, Point, PreflightTold, VmStatus
 from drsync.config import Config, LibvirtSource, VmSettings, captured_together
 from drsync.errors import (
     CaptureRunning,
@@ -44,7 +45,7 @@ from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.limits import Limits
-from drsync.log import Log, Segment
+from drsync.log import Heads, Log, Segment
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Pace, Progress
 from drsync.preflight.findings import Verdict
@@ -56,7 +57,7 @@ from drsync.repository import Repository, create_repository, find_record, open_r
 from drsync.restore import restore_disk
 from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
-from drsync.spool import Spool
+from drsync.spool import Spool, VmState
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
@@ -64,6 +65,8 @@ from drsync.verify import VmReport, verify
 _LOGGER = logging.getLogger(__name__)
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
+_READERS: Final = 16
+"""VMs that are looked at at once: a request takes tens of milliseconds, and each VM needs two."""
 _NO_REPOSITORY: Final = "00000000"
 """The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
 
@@ -111,6 +114,7 @@ class Session:
         self.config = config
         self.clock = clock
         self.limits = limits or Limits(config.limits, clock)
+        self._heads = Heads(clock)
         self.protection = Protection(config)
 
     @cached_property
@@ -360,6 +364,7 @@ class Session:
             take_over=take_over,
             timeout_s=vm.capture_timeout_s,
             may_seed=may_seed,
+            heads=self._heads,
             read_pace=self.limits.reads(vm.name),
             seed=self._seed_options(vm.name, stop),
         )
@@ -443,24 +448,30 @@ class Session:
         """All points of a VM, in order."""
         return catalog.points(self.log(vm))
 
+    def summaries(self) -> list[LogSummary]:
+        """The log of each VM at a glance."""
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
+            return list(readers.map(lambda vm: catalog.summary(self.log(vm)), self.known_vms()))
+
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
         beats = read_heartbeats(self.repository)
         with suppress(SourceError):  # what patterns would find is no reason to show nothing
             self.protection.look()
-        return [self._status(vm, beats) for vm in self.known_vms()]
+        settings = {vm.name: vm for vm in self.protection.vms}
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="status") as readers:
+            return list(readers.map(lambda vm: self._status(vm, settings.get(vm), beats), self.known_vms()))
 
-    def _status(self, vm: str, beats: Heartbeats) -> VmStatus:
+    def _status(self, vm: str, settings: VmSettings | None, beats: Heartbeats) -> VmStatus:
         spool = self.spool.vm(vm)
         state, seen = spool.state(), beats.of(vm)
-        settings = next((v for v in self.protection.vms if v.name == vm), None)
         error, error_time = state.error, state.error_at
         point: Point | None = None
         try:
             point = self._newest_point(vm, max(state.wrote_seq, seen.seq if seen else 0))
         except (IntegrityError, ObjectMissing) as err:
             error, error_time = str(err), self.clock.now().isoformat()
-        checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
+        checked_at = _checked_at(state, seen, point.number) if point else None
         lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None
         rpo_s = settings.rpo_s if settings else None
         journal = Journal.load(spool.journal_path)
@@ -484,14 +495,7 @@ class Session:
 
     def _newest_point(self, vm: str, known_seq: int) -> Point | None:
         log = self.log(vm)
-        seq = log.newest(after=known_seq)
-        while seq:
-            segment = log.read(seq)
-            point = catalog.point_of(segment, seq - 1 or None)
-            if point is not None:
-                return point
-            seq -= 1
-        return None
+        return catalog.newest_point(log, log.newest(after=known_seq))
 
     def point_of(self, vm: str, segment: Segment) -> Point | None:
         """The point that a segment of a VM's log commits, with the point before it; None if it only fences.
@@ -599,6 +603,14 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _checked_at(state: VmState, seen: Seen | None, point: int) -> datetime | None:
+    """When the VM was last seen to be what its newest point shows, by a heartbeat or by this host's spool."""
+    known = [seen.checked_at] if seen is not None and seen.seq >= point else []
+    if state.checked_at and state.wrote_seq >= point and not state.fenced_by:
+        known.append(catalog.parse_time(state.checked_at))
+    return max(known, default=None)
 
 
 def _told(report: Report | None) -> PreflightTold | None:

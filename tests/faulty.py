@@ -103,6 +103,11 @@ class FaultyStore:
             yield info
         _lose_reply(fault)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        fault = self._due("list", prefix)
+        yield from self._inner.folders(prefix)
+        _lose_reply(fault)
+
     def _due(self, method: Method, key: str) -> Fault | None:
         """Count a call; the fault that is due at it, if it is not of the kind that is raised at once."""
         with self._lock:

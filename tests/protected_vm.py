@@ -18,7 +18,7 @@ from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.catalog import Point, points
 from drsync.format.keys import RootKey
 from drsync.image import load_image
-from drsync.log import Log
+from drsync.log import Heads, Log
 from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
 from drsync.quiesce import Quiescing
@@ -208,8 +208,9 @@ class ProtectedVm:
         may_seed: bool = True,
         seed: SeedOptions = USUAL_SEED,
         quiesce: Quiescing | None = None,
+        heads: Heads | None = None,
     ) -> Outcome:
-        """One cycle of `host` with objects of its own, as a new process would run it."""
+        """One cycle of `host` with objects of its own, as a new process would run it; `heads`: as a daemon would."""
         return run_cycle(
             self.log(store),
             spool or self.spool(host).vm(VM),
@@ -217,7 +218,7 @@ class ProtectedVm:
             open_source or self.source,
             self.clock,
             NoProgress(),
-            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed),
+            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed, heads=heads),
             quiesce,
         )
 

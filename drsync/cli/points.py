@@ -1,10 +1,11 @@
 """`drsync points`: what can be restored."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from drsync.catalog import GroupPoint, Point, group_points
+from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.units import format_size
@@ -12,6 +13,7 @@ from drsync.units import format_size
 if TYPE_CHECKING:
     from drsync.session import Session
 
+SUMMARY_COLUMNS = ("VM", "segments", "oldest", "from", "newest", "of", "kind", "consistency")
 COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "reason")
 GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 
@@ -22,24 +24,59 @@ GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 @json_option
 @pass_app
 def command(app: App, vm: str | None, group: str | None) -> None:
-    """List the points of a VM, or of all VMs in the repository."""
+    """List the points of a VM, or the oldest and the newest of each VM in the repository.
+
+    With --json, and without a VM: every point of every VM.
+    """
     if vm is not None and group is not None:
         raise click.UsageError("VM and --group both choose the points: give one of them")
     session = app.session()
     if group is not None:
         _list_group(app, session, group)
         return
-    points = [point for name in session.known_vms(vm) for point in session.points(name)]
+    names = session.known_vms(vm)
     if app.as_json:
-        render.document([views.point(point) for point in points])
-    elif not points:
+        render.documents(views.point(point) for name in names for point in session.points(name))
+    elif len(names) == 1:
+        _list(session.points(names[0]))
+    else:
+        _list_all(session)
+
+
+def _list(points: Sequence[Point]) -> None:
+    if not points:
         render.line("no points yet; drsync capture VM makes one")
     else:
         render.table(COLUMNS, [_row(point) for point in points], right=("point", "changed", "stored", "parent"))
 
 
+def _list_all(session: "Session") -> None:
+    found = [summary for summary in session.summaries() if summary.newest is not None]
+    if not found:
+        render.line("no points yet; drsync capture VM makes one")
+        return
+    render.table(SUMMARY_COLUMNS, [_summary_row(summary) for summary in found], right=("segments", "oldest", "newest"))
+    render.note("drsync points VM lists each point of a VM")
+
+
+def _summary_row(summary: LogSummary) -> tuple[str, ...]:
+    oldest, newest = summary.oldest, summary.newest
+    if oldest is None or newest is None:
+        raise ValueError(summary)
+    return (
+        summary.vm,
+        str(summary.segments),
+        str(oldest.number),
+        f"{oldest.time:%Y-%m-%d %H:%M:%S}Z",
+        str(newest.number),
+        f"{newest.time:%Y-%m-%d %H:%M:%S}Z",
+        newest.kind,
+        newest.consistency,
+    )
+
+
 def _list_group(app: App, session: "Session", group: str) -> None:
-    instants = group_points(group, [point for name in session.known_vms() for point in session.points(name)])
+    instants = group_points(group, (point for name in session.known_vms() for point in session.points(name)))
     if app.as_json:
         render.document([views.group_point(instant) for instant in instants])
     elif not instants:

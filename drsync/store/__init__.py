@@ -100,3 +100,11 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         """The objects whose keys start with `prefix` and sort behind `after`, in key order."""
         ...
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """What stands between `prefix`, which ends with a slash, and the next slash of the keys there.
+
+        Each once, in the order of the keys, and as complete as `list`; but a thousand of them are one
+        request, however many objects they have.
+        """
+        ...

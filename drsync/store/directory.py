@@ -34,7 +34,7 @@ from drsync.errors import (
     StoreUnsafe,
 )
 from drsync.store import Bytes, ObjectInfo, Tail
-from drsync.store.key import check_key, check_prefix, is_key
+from drsync.store.key import check_folder, check_key, check_prefix, is_key
 
 _STAGING = ".tmp"
 _STALE_S = 86400.0
@@ -124,6 +124,20 @@ class DirectoryStore:
             except FileNotFoundError:
                 return
             yield from _walk(fd, path, prefix, after)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        with self._translated("list", prefix), ExitStack() as stack:
+            if not self._root.is_dir():
+                raise StoreMisconfigured(url=self.url, problem="there is no such directory")  # as in `list`
+            try:
+                fd = stack.enter_context(self._folder(prefix.split("/")[:-1]))
+            except FileNotFoundError:
+                return
+            for name in _names(fd):
+                path = prefix + name
+                if name.endswith("/") and any(True for _ in _walk_below(fd, name[:-1], path, path, "")):
+                    yield name[:-1]
 
     def _publish(self, staged: _Staged, folder_fd: int, name: str, key: str) -> None:
         for publish in self._publishers:

@@ -9,7 +9,7 @@ from datetime import datetime
 from drsync.errors import ObjectDamaged, ObjectExists, ObjectMissing, StoreUnavailable
 from drsync.model import Clock
 from drsync.store import Bytes, ObjectInfo, Tail
-from drsync.store.key import check_key, check_prefix
+from drsync.store.key import check_folder, check_key, check_prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,13 @@ class MemoryStore:
             stored = self._objects.get(key)
             if stored is not None:
                 yield ObjectInfo(key=key, size_bytes=len(stored.data), modified=stored.modified)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        with self._lock:
+            rests = [key[len(prefix) :] for key in self._objects if key.startswith(prefix)]
+        found = sorted({rest[: rest.index("/") + 1] for rest in rests if "/" in rest})
+        yield from (name[:-1] for name in found)
 
     def _find(self, key: str) -> bytes:
         check_key(key, self.url)

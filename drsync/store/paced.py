@@ -45,3 +45,6 @@ class PacedStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         return self._inner.list(prefix, after=after)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        return self._inner.folders(prefix)

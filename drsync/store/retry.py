@@ -97,6 +97,9 @@ class RetryingStore:
         while page := self._call("list", prefix, listing.next_page):
             yield from page
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        yield from self._call("list", prefix, lambda: list(self._inner.folders(prefix)))
+
     def _holds(self, key: str, size_bytes: int, sha256: bytes) -> bool:
         """Whether the object under `key` has these bytes. Digests are compared: fast, and no copy of `body`."""
         try:

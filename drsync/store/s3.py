@@ -33,7 +33,7 @@ from drsync.errors import (
 from drsync.model import NoPace, Pace
 from drsync.store import Bytes, ObjectInfo, Tail
 from drsync.store.body import BodyReader
-from drsync.store.key import check_key, check_prefix, is_key
+from drsync.store.key import check_folder, check_key, check_prefix, is_key
 from drsync.store.s3_errors import translate
 
 if TYPE_CHECKING:
@@ -172,6 +172,19 @@ class S3Store:
                 return
             token = self._next_token(page, token)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        token: str | None = None
+        while True:
+            page = self._page(prefix, "", token, delimiter="/")
+            for entry in page.get("CommonPrefixes", ()):
+                name = entry["Prefix"].removeprefix(self._root + prefix).removesuffix("/")
+                if is_key(name):  # others are not drsync's
+                    yield name
+            if not page["IsTruncated"]:
+                return
+            token = self._next_token(page, token)
+
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)
         return {
@@ -188,8 +201,10 @@ class S3Store:
             # Some web server said 200, and nothing was stored: S3 always sends an ETag.
             raise StoreUnavailable(url=self.url, problem="what it sent is not the reply to a write")
 
-    def _page(self, prefix: str, after: str, token: str | None) -> "ListObjectsV2OutputTypeDef":
+    def _page(self, prefix: str, after: str, token: str | None, *, delimiter: str = "") -> "ListObjectsV2OutputTypeDef":
         request: ListObjectsV2RequestTypeDef = {"Bucket": self._options.bucket, "Prefix": self._root + prefix}
+        if delimiter:
+            request["Delimiter"] = delimiter
         if token is not None:
             request["ContinuationToken"] = token
         elif after:

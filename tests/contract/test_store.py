@@ -278,6 +278,26 @@ def test_s5_a_listing_is_in_key_order_and_not_in_that_of_folders(store: ObjectSt
         assert keys(store, "a/", after) == sorted(name for name in names if name.startswith("a/") and name > after)
 
 
+def test_s5_folders_are_told_once_whatever_they_hold(store: ObjectStore) -> None:
+    names = ["vm/a-b/log/1", "vm/a/log/1", "vm/a/log/2", "vm/a/pack/3", "vm/x", "vm/b/c/d/e", "vm-2/y/z", "top"]
+    for name in names:
+        put(store, name, name.encode())
+    assert list(store.folders("vm/")) == ["a-b", "a", "b"]
+    assert list(store.folders("vm/a/")) == ["log", "pack"]
+    assert list(store.folders("vm/a/log/")) == list(store.folders("nothing/")) == []
+    assert sorted(store.folders("")) == ["vm", "vm-2"]
+    for prefix in ("vm", "../", "vm//"):
+        with pytest.raises(KeyUnusable):
+            list(store.folders(prefix))
+
+
+def test_s5_more_than_a_thousand_folders_are_told(store: ObjectStore) -> None:
+    names = [f"vm/vm-{number:04}/log/1" for number in range(1003)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: put(store, name, b"x"), names))
+    assert list(store.folders("vm/")) == [name.split("/")[1] for name in names]
+
+
 def test_s5_a_listing_of_more_than_a_thousand_keys_is_complete(store: ObjectStore) -> None:
     names = [f"vm/web/log/{number:016x}" for number in range(2005)]
     with ThreadPoolExecutor(4) as pool:

@@ -1,6 +1,7 @@
 """The limits on a real line: what passes a proxy that counts, in front of LocalStack."""
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from drsync.units import KiB, MiB
 
 pytestmark = pytest.mark.localstack
 
+LOGGER = logging.getLogger(__name__)
 RATE: float = 6 * MiB
 SECONDS = 6.0
 WORKERS = 4
@@ -56,7 +58,9 @@ def at_work(work: Callable[[int], None]) -> None:
 
 def told(what: str, seconds: Sequence[int]) -> None:
     shown = ", ".join(f"{size / RATE - 1:+.1%}" for size in seconds)
-    print(f"{what}: {sum(seconds) / len(seconds) / RATE - 1:+.2%} of the limit in {len(seconds)} s (each: {shown})")
+    LOGGER.info(
+        "%s: %+.2f %% of the limit (each second: %s)", what, 100 * (sum(seconds) / len(seconds) / RATE - 1), shown
+    )
 
 
 def test_what_is_sent_holds_the_rate_within_5_percent(bucket: Bucket, proxy: Proxy) -> None:
