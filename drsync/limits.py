@@ -12,10 +12,33 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from drsync.config import LimitsSettings
+from drsync.config.limits import RATES
 from drsync.model import Clock, Pace
-from drsync.pace import Together, TokenBucket
+from drsync.pace import Rate, Together, TokenBucket
+from drsync.units import format_size
+
+
+def described(settings: LimitsSettings, now: datetime) -> list[str]:
+    """The limits that hold now, for people, and by whose clock; nothing if nothing is limited at any time."""
+    rates: dict[str, Rate] = {name: getattr(settings, name) for name in RATES}
+    limited = {name: rate for name, rate in rates.items() if rate.bytes_per_s is not None or rate.windows}
+    lines = [f"{name}: {_shown(rate.at(now))} now{_otherwise(rate, now)}" for name, rate in limited.items()]
+    if any(rate.windows for rate in limited.values()):
+        zone = settings.time_zone.key if settings.time_zone is not None else "this host"
+        lines.append(f"windows go by the clock of {zone}: {now.astimezone(settings.time_zone):%A %H:%M}")
+    return lines
+
+
+def _otherwise(rate: Rate, now: datetime) -> str:
+    others = {limit for limit in (rate.bytes_per_s, *(w.bytes_per_s for w in rate.windows)) if limit != rate.at(now)}
+    return f", {' or '.join(sorted(map(_shown, others)))} at other times" if others else ""
+
+
+def _shown(limit: float | None) -> str:
+    return "unlimited" if limit is None else f"{format_size(limit)}/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

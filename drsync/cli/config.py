@@ -11,6 +11,7 @@ from drsync.cli.app import App, json_option, pass_app
 from drsync.config import LibvirtSource, ProtectSettings, VmSettings
 from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed
 from drsync.format import names
+from drsync.limits import described
 from drsync.model import Consistency, OnFreezeFailure
 from drsync.protection import matches
 from drsync.session import Session
@@ -72,6 +73,8 @@ def _all_checks(app: App) -> Iterator[Check]:
         yield Check(name="file", error=err)
         return
     yield Check(name="file", details=[f"{app.config_path}: {len(session.config.vms)} VMs"])
+    if limits := described(session.config.limits, app.clock.now()):
+        yield Check(name="limits", details=limits)
     yield from _patterns(session)
     repository = _checked("repository", lambda: _repository(session))
     yield repository

@@ -14,7 +14,7 @@ from drsync.config import Config
 from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
-from drsync.limits import Limits
+from drsync.limits import Limits, described
 from drsync.recovery.cloud.keeper import CloudKeeper
 from drsync.repository import open_repository
 from drsync.session import Session
@@ -115,4 +115,6 @@ def _open(config: Config, app: App, limits: Limits) -> Session:
     session = Session(config, app.clock, limits=limits)
     session.spool.writer_id()
     limits.set(config.limits)
+    for line in described(config.limits, app.clock.now()):
+        _LOGGER.info("limits: %s", line)
     return session

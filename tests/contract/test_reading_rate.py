@@ -36,22 +36,22 @@ def spool_of(bench: SourceBench, tmp_path: Path) -> Path:
 
 
 def test_c11_a_capture_reads_no_faster_than_its_pace(bench: SourceBench, tmp_path: Path) -> None:
-    pace = TokenBucket(Rate(bytes_per_s=3 * MIB), SystemClock())
+    pace = TokenBucket(Rate(bytes_per_s=5 * MIB), SystemClock())
     took_s = full_took_s(bench, spool_of(bench, tmp_path), pace)
-    assert took_s >= 0.8 * ALL_BYTES / (3 * MIB)
+    assert took_s >= 0.8 * ALL_BYTES / (5 * MIB)
 
 
 def test_c11_a_limit_that_is_lifted_is_lifted_for_a_capture_that_runs(bench: SourceBench, tmp_path: Path) -> None:
     """At the first rate it would take a minute."""
     pace = TokenBucket(Rate(bytes_per_s=ALL_BYTES / 60), SystemClock())
-    threading.Timer(1.0, pace.set_rate, [UNLIMITED]).start()
-    assert 0.9 <= full_took_s(bench, spool_of(bench, tmp_path), pace) <= 15
+    threading.Timer(0.5, pace.set_rate, [UNLIMITED]).start()
+    assert 0.4 <= full_took_s(bench, spool_of(bench, tmp_path), pace) <= 15
 
 
 def test_c11_a_limit_that_comes_holds_for_a_capture_that_runs(bench: SourceBench, tmp_path: Path) -> None:
-    pace = TokenBucket(Rate(bytes_per_s=ALL_BYTES / 8), SystemClock())
-    timer = threading.Timer(0.5, pace.set_rate, [Rate(bytes_per_s=ALL_BYTES / 4)])
+    pace = TokenBucket(Rate(bytes_per_s=ALL_BYTES / 10), SystemClock())
+    timer = threading.Timer(0.5, pace.set_rate, [Rate(bytes_per_s=ALL_BYTES / 2)])
     timer.start()
     took_s = full_took_s(bench, spool_of(bench, tmp_path), pace)
     timer.join()
-    assert 2.5 <= took_s <= 7.5
+    assert 1.5 <= took_s <= 8

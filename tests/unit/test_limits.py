@@ -2,14 +2,16 @@
 
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 from fake_clock import FakeClock
 
 from drsync.config import LimitsSettings
-from drsync.limits import Limits
+from drsync.limits import Limits, described
 from drsync.model import Pace
-from drsync.pace import UNLIMITED, Rate
+from drsync.pace import UNLIMITED, Rate, Window
 
 MIB = 1024 * 1024
 NO_LIMITS = LimitsSettings(
@@ -86,3 +88,24 @@ def test_new_limits_reach_what_waits_already() -> None:
     reads = limits.reads("web")
     assert took_s(clock, limits.seeds) == pytest.approx(1 + 0.5, abs=0.6)
     assert took_s(clock, reads) == pytest.approx(1, rel=0.06)
+
+
+def test_the_limits_of_the_moment_are_told_with_the_clock_they_go_by() -> None:
+    office = Window(days=frozenset(range(5)), begin_min=480, end_min=1080, bytes_per_s=5 * MIB)
+    berlin = ZoneInfo("Europe/Berlin")
+    settings = replace(
+        NO_LIMITS,
+        upload=Rate(bytes_per_s=50 * MIB, windows=[office], zone=berlin),
+        restore=rate(20),
+        time_zone=berlin,
+    )
+    assert described(NO_LIMITS, datetime(2026, 1, 2, tzinfo=UTC)) == []
+    assert described(settings, datetime(2026, 1, 2, 12, 0, tzinfo=UTC)) == [
+        "upload: 5 MiB/s now, 50 MiB/s at other times",
+        "restore: 20 MiB/s now",
+        "windows go by the clock of Europe/Berlin: Friday 13:00",
+    ]
+    assert (
+        described(settings, datetime(2026, 1, 3, 12, 0, tzinfo=UTC))[0]
+        == "upload: 50 MiB/s now, 5 MiB/s at other times"
+    )
