@@ -24,7 +24,7 @@ from drsync.errors import DrsyncError, Fenced, LayerDamaged, LibraryMissing, Liv
 from drsync.format.segment import PointMeta
 from drsync.image import PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Heads, Log, LogWriter, Segment, open_writer
+from drsync.log import Heads, KnownHead, Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
@@ -157,28 +157,34 @@ class _Cycle:
             raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
         known = self._known_head(state)
         if known is not None:
-            return LogWriter(self._log, self._writer_id, known)
+            return LogWriter(self._log, self._writer_id, known.head, horizon=known.horizon)
         wrote_before = bool(state.wrote_seq) and not self._options.take_over
         try:
-            writer = open_writer(self._log, self._writer_id, known_seq=state.wrote_seq, wrote_before=wrote_before)
+            writer = open_writer(
+                self._log,
+                self._writer_id,
+                known_seq=state.wrote_seq,
+                wrote_before=wrote_before,
+                known_horizon=state.horizon,
+            )
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
         if writer.head is not None:
-            self.remember(wrote_seq=writer.head.seq, fenced_by="")
-            self._note_head(writer.head)
+            self.remember(wrote_seq=writer.head.seq, horizon=writer.horizon, fenced_by="")
+            self._note_head(writer)
         return writer
 
-    def _known_head(self, state: VmState) -> Segment | None:
+    def _known_head(self, state: VmState) -> KnownHead | None:
         """The head of the log, if this process saw it not long ago and no other one on this host wrote since."""
-        head = self._options.heads.of(self._log.vm) if self._options.heads is not None else None
-        if head is None or self._options.take_over or state.fenced_by:
+        known = self._options.heads.of(self._log.vm) if self._options.heads is not None else None
+        if known is None or self._options.take_over or state.fenced_by:
             return None
-        return head if (head.seq, head.meta.writer) == (state.wrote_seq, self._writer_id) else None
+        return known if (known.head.seq, known.head.meta.writer) == (state.wrote_seq, self._writer_id) else None
 
-    def _note_head(self, head: Segment) -> None:
-        if self._options.heads is not None:
-            self._options.heads.note(self._log.vm, head)
+    def _note_head(self, writer: LogWriter) -> None:
+        if self._options.heads is not None and writer.head is not None:
+            self._options.heads.note(self._log.vm, writer.head, writer.horizon)
 
     def forget_head(self) -> None:
         """Look for the head next time: what was being done may have changed it."""
@@ -364,7 +370,7 @@ class _Cycle:
                 self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
                 raise
         self.remember(wrote_seq=segment.seq)
-        self._note_head(segment)
+        self._note_head(writer)
         self._spool.remove(spooled.capture)
         self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
         return segment

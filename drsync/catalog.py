@@ -1,17 +1,24 @@
 """The points of a VM, and how far behind the newest one is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import chain
+from typing import Final
 
 import msgspec
 
 from drsync.errors import UnknownPoint
 from drsync.format.segment import DiskMeta
+from drsync.horizon import Horizon
 from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
+
+_READERS: Final = 16
+_AT_ONCE: Final = 4 * _READERS
 
 
 class GroupTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +70,9 @@ class Point:
 
 
 def point_of(segment: Segment, parent: int | None) -> Point | None:
-    """The point that a segment commits, or None if it only fences. `parent` is the point before it."""
+    """The point that a segment commits, or None if it only fences, or was dropped. `parent` is the point before it."""
     meta = segment.meta.point
-    if meta is None:
+    if meta is None or segment.dropped:
         return None
     kinds = {d.kind for d in meta.disks}
     kind = next((k for k in (Kind.FULL, Kind.RESYNC) if k in kinds), Kind.INCREMENTAL)
@@ -111,8 +118,19 @@ def points(log: Log) -> list[Point]:
     Raises:
         ChainBroken, ObjectDamaged: the log is not whole.
     """
-    newest = log.newest()
-    return points_of(log.chain(1, newest)) if newest else []
+    horizon = log.horizon()
+    newest = log.newest(after=horizon.through)
+    behind = log.chain(horizon.through + 1, newest, previous=horizon.segment, horizon=horizon)
+    return points_of(chain(_survivors(log, horizon), behind))
+
+
+def _survivors(log: Log, horizon: Horizon) -> Iterator[Segment]:
+    """The points up to a horizon; what lies between them need not be read."""
+    survivors = sorted(horizon.survivors)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
+        for start in range(0, len(survivors), _AT_ONCE):
+            some = survivors[start : start + _AT_ONCE]
+            yield from readers.map(lambda seq: log.survivor(horizon, seq), some)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +139,7 @@ class LogSummary:
 
     vm: str
     segments: int
-    """How many there are: the points, and the marks of take-overs."""
+    """How many there are: the points, and the marks of take-overs since it was pruned."""
     oldest: Point | None
     newest: Point | None
 
@@ -130,16 +148,15 @@ def summary(log: Log) -> LogSummary:
     """A VM's log at a glance: one listing for a thousand segments, and a segment or two.
 
     Raises:
-        ObjectMissing, ObjectDamaged: an end of the log can't be read.
+        ObjectMissing, ObjectDamaged, ChainBroken: an end of the log can't be read.
     """
-    count, first, last = 0, 0, 0
-    for seq, _ in log.listed():
-        count, first, last = count + 1, first or seq, seq
-    oldest = (
-        next(filter(None, (point_of(log.read(seq), None) for seq in range(first, last + 1))), None) if count else None
-    )
-    newest = newest_point(log, last)
-    return LogSummary(vm=log.vm, segments=count, oldest=oldest, newest=newest)
+    horizon = log.horizon()
+    behind = [seq for seq, _ in log.listed(after=horizon.through)]
+    oldest = point_of(log.survivor(horizon, min(horizon.survivors)), None) if horizon.survivors else None
+    if oldest is None:
+        oldest = next(filter(None, (point_of(log.read(seq), None) for seq in behind)), None)
+    newest = newest_point(log, behind[-1] if behind else horizon.through)
+    return LogSummary(vm=log.vm, segments=len(horizon.survivors) + len(behind), oldest=oldest, newest=newest)
 
 
 def newest_point(log: Log, seq: int) -> Point | None:

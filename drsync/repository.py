@@ -140,7 +140,7 @@ class VmObjects:
         expected = (kind, self.repository_id.hex(), self.vm, seq)
         if (claimed.kind, claimed.repository, claimed.vm, claimed.seq) != expected:
             raise Malformed(f"it is {claimed.kind} {claimed.seq} of VM {claimed.vm!r}, not what its name says")
-        if kind != "segment" and not name.endswith(claimed.object):
+        if kind not in {"segment", "horizon"} and not name.endswith(claimed.object):
             raise Malformed("it is another object than its name says")
         return seal.open_index(data, footer, self.object_keys(claimed))
 

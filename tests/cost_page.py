@@ -38,7 +38,7 @@ WHAT: Final = {
     "look": f"the look whether another drsync has taken a VM over, every {FRESH_S / 60:.0f} min at most",
     "heartbeat": f"a heartbeat of a host, every {HEARTBEAT_S} s at most, for all its VMs",
     "status": "`drsync status`, with one VM and no other host (each VM more: 1 GET and 1 LIST)",
-    "points": "`drsync points`, with one VM (each VM more: 2 GET and 1 LIST)",
+    "points": "`drsync points`, with one VM (each VM more: 3 GET and 1 LIST)",
     "verify": "`drsync verify`, for each point (with `--data`: 1 GET more for each object)",
     "restore": "a restore, until its first block",
     "restored GiB": "a restore, for each GiB of data (of 64 MiB, spread over 17 objects)",
@@ -103,9 +103,11 @@ def page_with(page: str, counts: Mapping[str, Counts]) -> str:
     tables = {"counts": count_table(counts), "month": month_table(counts), "storage": storage_table()}
     for name, table in tables.items():
         block = f"<!-- {name} -->\n{table}<!-- end -->"
-        page, found = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"the page has {found} places for {name}")
+        before, begin, rest = page.partition(f"<!-- {name} -->\n")
+        old, end, after = rest.partition("<!-- end -->")
+        if not begin or not end or "<!--" in old:
+            raise ValueError(f"the page has no place for {name}")
+        page = before + block + after
     return page
 
 

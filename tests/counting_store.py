@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
 PAGE_KEYS: Final = 1000
 """What S3 tells in one request of a listing."""
@@ -20,6 +20,8 @@ class Requests:
     put: int = 0
     get: int = 0
     list: int = 0
+    delete: int = 0
+    """S3 takes nothing for them."""
     sent_bytes: int = 0
     read_bytes: int = 0
     keys: Counter[str] = field(default_factory=Counter)
@@ -61,8 +63,10 @@ class CountingStore:
         self._inner.replace(key, body)
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
+        self._count(key, get=1)  # what is not there is charged for, too
         data = self._inner.get(key, limit_bytes=limit_bytes)
-        self._count(key, get=1, read_bytes=len(data))
+        with self._lock:
+            self.now.read_bytes += len(data)
         return data
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
@@ -70,8 +74,10 @@ class CountingStore:
         return self._inner.get_range(key, offset, length)
 
     def get_tail(self, key: str, length: int) -> Tail:
+        self._count(key, get=1)
         tail = self._inner.get_tail(key, length)
-        self._count(key, get=1, read_bytes=len(tail.data))
+        with self._lock:
+            self.now.read_bytes += len(tail.data)
         return tail
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
@@ -87,6 +93,18 @@ class CountingStore:
             if number and number % PAGE_KEYS == 0:
                 self._count(prefix, list=1)
             yield name
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self.now.delete += 1
+        self._inner.delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        self._count("", list=1)
+        yield from self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)
 
     def _count(
         self, key: str, *, put: int = 0, get: int = 0, list: int = 0, sent_bytes: int = 0, read_bytes: int = 0

@@ -20,10 +20,10 @@ from drsync.format.keys import RootKey
 from drsync.format.segment import DiskMeta, DiskRows, PointMeta, SegmentMeta, encode_segment, pack_table
 from drsync.heartbeat import Seen, write_heartbeat
 from drsync.keyfile import write_key_file
-from drsync.model import BLOCK_SIZE, Clock, Consistency, Kind, new_capture_id
+from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, new_capture_id
 from drsync.repository import Repository, VmObjects, create_repository, open_repository
 from drsync.session import Session
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 DEFINITION: Mapping[str, object] = {"source": "libvirt", "xml": "<domain type='kvm'>" + "<!-- -->" * 100 + "</domain>"}
@@ -82,6 +82,18 @@ class CrowdedStore:
     def folders(self, prefix: str) -> Iterator[str]:
         yield from (name[:-1] for name in self._folders.get(prefix, []) if name.endswith("/"))
 
+    def delete(self, key: str) -> None:
+        if self._objects.pop(key, None) is not None:
+            folder, name = key[: key.rfind("/") + 1], key[key.rfind("/") + 1 :]
+            below = self._folders[folder]
+            del below[bisect_right(below, name) - 1]
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from ()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        pass
+
     def _walk(self, folder: str, after: str) -> Iterator[str]:
         below = self._folders.get(folder, [])
         start = bisect_right(below, after[len(folder) :]) if after.startswith(folder) else 0
@@ -117,7 +129,7 @@ class LogFiller:
         self._store = store
         self._every = every
         self._previous = ""
-        self._base: str | None = None
+        self._base: CaptureId | None = None
         self._seq = 0
         self._out = memoryview(bytearray(256 * 1024))
         self._binding = disk_binding(objects.repository_id, DISK)
@@ -146,7 +158,7 @@ class LogFiller:
         self._store.put(names.segment(self._objects.vm, self._seq), bytes(self._out[: sealed.length]), time)
         self._previous, self._base = sealed.index_sha256.hex(), capture
 
-    def _meta(self, capture: str, time: datetime, rows: DiskRows) -> SegmentMeta:
+    def _meta(self, capture: CaptureId, time: datetime, rows: DiskRows) -> SegmentMeta:
         disk = DiskMeta(
             name=DISK,
             size_bytes=DISK_BYTES,

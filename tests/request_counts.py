@@ -79,10 +79,16 @@ class Measuring:
         outcome = self.session.capture(VM, NoProgress())
         assert outcome.result is expected, outcome
 
-    def point(self, number: int) -> None:
-        """The guest changes a block, and it is captured."""
-        self.daemon.io(DISK, f"write -P {number % 255 + 1} {number % 16 * 64}k 64k")
-        self.capture()
+    def points(self, numbers: range) -> None:
+        """The guest changes a block, and it is captured; again and again."""
+        for number in numbers:
+            self.daemon.io(DISK, f"write -P {number % 255 + 1} {number % 16 * 64}k 64k")
+            self.capture()
+
+    def idle(self, cycles: int) -> None:
+        """Cycles that find nothing changed."""
+        for _ in range(cycles):
+            self.capture(Result.UNCHANGED)
 
     def restored(self) -> tuple[Counts, Counts]:
         """What a restore asks before its first block, and then for a GiB of blocks."""
@@ -106,8 +112,8 @@ def measure(directory: Path) -> Mapping[str, Counts]:
         points = range(2, 2 + MAPS.every)
         counts = {
             "first": first,
-            "point": measuring.counted(lambda: [measuring.point(n) for n in points], each=len(points)),
-            "idle": measuring.counted(lambda: [measuring.capture(Result.UNCHANGED) for _ in range(20)], each=20),
+            "point": measuring.counted(lambda: measuring.points(points), each=len(points)),
+            "idle": measuring.counted(lambda: measuring.idle(20), each=20),
         }
         measuring.clock.ahead_s += FRESH_S + 1
         counts["look"] = measuring.counted(lambda: measuring.capture(Result.UNCHANGED))

@@ -1,7 +1,7 @@
 """`[limits]` and `[[limits.window]]`: how much may be moved, and the course of that over the week."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Final
 from zoneinfo import ZoneInfo
 
@@ -161,11 +161,11 @@ RATES: Final = ("upload", "seed_upload", "increment_upload", "restore", "read", 
 
 def with_windows(limits: LimitsSettings, windows: Sequence[WindowSettings]) -> LimitsSettings:
     """The limits, each with its course over the week; of several windows the first one counts that sets it."""
-    courses: dict[str, Rate] = {}
-    for name in RATES:
+
+    def course(name: str) -> Rate:
         usual: Rate = getattr(limits, name)
         found = [(window, rate) for window in windows if (rate := getattr(window, name)) is not None]
-        courses[name] = Rate(
+        return Rate(
             bytes_per_s=usual.bytes_per_s,
             windows=tuple(
                 Window(days=w.days, begin_min=w.begin_min, end_min=w.end_min, bytes_per_s=rate.bytes_per_s)
@@ -173,4 +173,5 @@ def with_windows(limits: LimitsSettings, windows: Sequence[WindowSettings]) -> L
             ),
             zone=limits.time_zone,
         )
-    return replace(limits, **courses)
+
+    return LimitsSettings(time_zone=limits.time_zone, **{name: course(name) for name in RATES})

@@ -9,7 +9,8 @@
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
-    ├── RecoveryError      80-89  VMs that came back, but are not up
+    ├── RecoveryError      80-83  VMs that came back, but are not up
+    ├── PruneError         84-87  points that were dropped on purpose, and prune itself
     ├── GuestError         90-99  the guest, held still for a capture
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
@@ -62,6 +63,7 @@ from drsync.errors.log import (
     PointLost,
     PointUnwritable,
 )
+from drsync.errors.prune import PointPruned, PrunedMeanwhile, PruneError, PruneRaced, PruneRefused
 from drsync.errors.recovery import NotStarted, NotUp, PlanFailed, RecoveryError, ReplaceUndone
 from drsync.errors.repository import (
     KeyFileExists,
@@ -183,8 +185,13 @@ __all__ = [
     "PlanFailed",
     "PlanInvalid",
     "PointLost",
+    "PointPruned",
     "PointUnwritable",
     "PoolUnusable",
+    "PruneError",
+    "PruneRaced",
+    "PruneRefused",
+    "PrunedMeanwhile",
     "RecoveryError",
     "ReplaceUndone",
     "RepositoryError",

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,11 +54,9 @@ class CopySpeeds:
         self._told = speed
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
         for target in self._targets:
+            set_speed = partial(self._domain.handle.blockJobSetSpeed, target, speed, flags)
             try:
-                self._domain.call(
-                    "virDomainBlockJobSetSpeed",
-                    lambda target=target: self._domain.handle.blockJobSetSpeed(target, speed, flags),
-                )
+                self._domain.call("virDomainBlockJobSetSpeed", set_speed)
             except LibvirtRefused as err:
                 log.debug("vm=%s disk=%s takes no limit: %s", self._domain.vm, target, err)
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from drsync.errors import ObjectDamaged, ObjectExists, ObjectMissing, StoreUnavailable
 from drsync.model import Clock
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.key import check_folder, check_key, check_prefix
 
 
@@ -78,6 +78,17 @@ class MemoryStore:
             rests = [key[len(prefix) :] for key in self._objects if key.startswith(prefix)]
         found = sorted({rest[: rest.index("/") + 1] for rest in rests if "/" in rest})
         yield from (name[:-1] for name in found)
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from ()  # its writers don't die by themselves
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        pass
 
     def _find(self, key: str) -> bytes:
         check_key(key, self.url)

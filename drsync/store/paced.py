@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from drsync.model import Pace
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
 
 class PacedStore:
@@ -48,3 +48,12 @@ class PacedStore:
 
     def folders(self, prefix: str) -> Iterator[str]:
         return self._inner.folders(prefix)
+
+    def delete(self, key: str) -> None:
+        self._inner.delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)

@@ -13,7 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from drsync.errors import DrsyncError, ObjectExists, ObjectMissing, StoreFull
 from drsync.model import Clock, SystemClock
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 from drsync.units import MiB
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class RetryPolicy:
 class RetryingStore:
     """An ObjectStore around `inner` that repeats what failed with a retryable StoreError.
 
-    What is repeated changes nothing a second time: reads; `replace`; and
+    What is repeated changes nothing a second time: reads; `replace`; `delete`; and
     `create`, because of how it settles a lost reply: if the key exists, the stored
     bytes are compared with `body`. The same bytes are one's own success, others
     are ObjectExists. (Objects of drsync hold random bits, so nobody else's are the same.)
@@ -99,6 +99,15 @@ class RetryingStore:
 
     def folders(self, prefix: str) -> Iterator[str]:
         yield from self._call("list", prefix, lambda: list(self._inner.folders(prefix)))
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key, lambda: self._inner.delete(key))
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from self._call("list unfinished", "", lambda: list(self._inner.unfinished()))
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._call("abandon", unfinished.key, lambda: self._inner.abandon(unfinished))
 
     def _holds(self, key: str, size_bytes: int, sha256: bytes) -> bool:
         """Whether the object under `key` has these bytes. Digests are compared: fast, and no copy of `body`."""

@@ -27,11 +27,12 @@ from drsync import __version__
 from drsync.boto import FOREIGN
 from drsync.errors import (
     ObjectDamaged,
+    ObjectMissing,
     StoreMisconfigured,
     StoreUnavailable,
 )
 from drsync.model import NoPace, Pace
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.body import BodyReader
 from drsync.store.key import check_folder, check_key, check_prefix, is_key
 from drsync.store.s3_errors import translate
@@ -184,6 +185,35 @@ class S3Store:
             if not page["IsTruncated"]:
                 return
             token = self._next_token(page, token)
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        try:
+            with self._translated("delete", key):
+                self._client.delete_object(Bucket=self._options.bucket, Key=self._root + key)
+        except ObjectMissing:  # AWS does not say so, other stores do
+            pass
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self._translated("list unfinished uploads", self._root):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._options.bucket, Prefix=self._root
+            )
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"].removeprefix(self._root)
+                    if is_key(key) and upload["Key"].startswith(self._root):
+                        began = upload["Initiated"].astimezone(UTC)
+                        yield Unfinished(key=key, upload=upload["UploadId"], began=began)
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        check_key(unfinished.key, self.url)
+        request = {"Key": self._root + unfinished.key, "UploadId": unfinished.upload}
+        try:
+            with self._translated("abandon", unfinished.key):
+                self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
+        except ObjectMissing:
+            pass
 
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)

@@ -35,6 +35,7 @@ class _Meaning(Enum):
 _BY_CODE = {
     "PreconditionFailed": _Meaning.EXISTS,
     "NoSuchKey": _Meaning.MISSING,
+    "NoSuchUpload": _Meaning.MISSING,
     "InvalidRange": _Meaning.OUTSIDE,
     "XMinioStorageFull": _Meaning.FULL,
     "QuotaExceeded": _Meaning.FULL,

@@ -20,7 +20,7 @@ from many_points import beat, crowd, open_session
 
 from drsync.cli import render, views
 from drsync.model import NoProgress
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
 MIB = 1024 * 1024
 
@@ -88,6 +88,16 @@ class FarStore:
             if number % PAGE_KEYS == 0:
                 self._wait()
             yield name
+
+    def delete(self, key: str) -> None:
+        self._wait()
+        self._inner.delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)
 
     def _wait(self) -> None:
         time.sleep(self._latency_s)

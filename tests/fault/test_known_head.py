@@ -37,16 +37,16 @@ def test_an_idle_cycle_asks_nothing_of_the_store(vm: ProtectedVm, clock: FakeClo
     with store.counted() as requests:
         vm.cycle(store=store, heads=heads)
         vm.cycle(store=store, heads=heads)
-    assert (requests.put, requests.get, requests.list) == (0, 1, 1)
+    assert (requests.put, requests.get, requests.list) == (0, 2, 1)
 
 
-def test_a_point_is_one_put_and_the_look_at_what_was_put(vm: ProtectedVm, clock: FakeClock) -> None:
+def test_a_point_is_one_put_and_two_looks_behind_it(vm: ProtectedVm, clock: FakeClock) -> None:
     heads, store = Heads(clock), CountingStore(vm.store)
     vm.cycle(store=store, heads=heads)
     vm.write()
     with store.counted() as requests:
         assert vm.cycle(store=store, heads=heads, maps=NO_MAPS).result is Result.COMMITTED
-    assert (requests.put, requests.get, requests.list) == (1, 1, 0)
+    assert (requests.put, requests.get, requests.list) == (1, 2, 0)
     vm.check_settled()
 
 
