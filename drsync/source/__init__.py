@@ -28,7 +28,8 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
       copying is waited for. What it raises, entered or left, fails the capture (C3) and comes out as it is.
 - C8  `pause` stops only a guest that runs, `resume` starts only one that is paused.
 - C11 a capture reads no faster than its `pace`, all disks together, and goes on at another limit a second after
-      that has changed. What the guest is about to overwrite is copied at once, whatever the pace.
+      that has changed. What the guest is about to overwrite is copied at once, whatever the pace. (In libvirt's
+      push mode QEMU begins without a limit, and is told it then: 64 MiB may be on their way.)
 
 **Live reading**, for a seed (docs/decisions/0004-seed.md), takes no instant: bitmaps
 begin to record (`begin_recording`), then each block is read as it is at that

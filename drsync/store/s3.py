@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _READ_PIECE_BYTES: Final = 16 * 1024
 """What is read at a time where there is a limit: as much as botocore sends at a time."""
+_AHEAD_BYTES: Final = 128 * 1024
+"""What Linux takes for a connection before it is read, until it has seen how fast that goes (tcp_rmem in tcp(7))."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -127,7 +129,7 @@ class S3Store:
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
         with self._reply("get", key) as reply:
-            data = _drain(reply, limit_bytes, self._read_pace)
+            data = _drain(reply, limit_bytes, self._read_pace, 0)
         if data is None:
             raise ObjectDamaged(key=key, problem=f"it has more than the {limit_bytes} bytes it may have")
         return data
@@ -136,9 +138,10 @@ class S3Store:
         if length == 0:  # HTTP has no empty range
             start, end, size_bytes, data = offset, offset, self._size(key), b""
         else:
+            paid_bytes = self._pay_ahead(length)
             with self._reply("get", key, f"bytes={offset}-{offset + length - 1}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length, self._read_pace) or b""
+                data = _drain(reply, length, self._read_pace, paid_bytes) or b""
         if offset + length > size_bytes:
             raise ObjectDamaged(key=key, problem=f"it ends at byte {size_bytes}, before {offset + length}")
         self._check_part(data, start, end, offset, offset + length)
@@ -150,7 +153,7 @@ class S3Store:
         try:
             with self._reply("get", key, f"bytes=-{length}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length, self._read_pace) or b""
+                data = _drain(reply, length, self._read_pace, 0) or b""  # often much less than was asked for
         except ObjectDamaged:  # the range is outside: only an empty object has no last byte
             return Tail(data=b"", object_size_bytes=0)
         self._check_part(data, start, end, max(0, size_bytes - length), size_bytes)
@@ -214,6 +217,12 @@ class S3Store:
                 self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
         except ObjectMissing:
             pass
+
+    def _pay_ahead(self, length: int) -> int:
+        """Pay for what the kernel will take of a reply before anybody reads it; how much that is."""
+        ahead_bytes = min(length, _AHEAD_BYTES)
+        self._read_pace.take(ahead_bytes)
+        return ahead_bytes
 
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)
@@ -334,25 +343,36 @@ def _begin_sending(request: "AWSPreparedRequest", **_: object) -> None:
         body.sending = True
 
 
-def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace) -> bytes | None:
-    """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read."""
+def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace, paid_bytes: int) -> bytes | None:
+    """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read.
+
+    `paid_bytes` of it are paid for already.
+    """
     declared = reply.get("ContentLength", -1)
     if declared > limit_bytes:
         return None
     if pace.limit_bytes_per_s() is not None:
-        return _drain_slowly(reply, limit_bytes, pace)
+        return _drain_slowly(reply, limit_bytes, pace, paid_bytes)
     if declared < 0:  # not declared
         data = reply["Body"].read(limit_bytes + 1)
         return data if len(data) <= limit_bytes else None
     return reply["Body"].read()
 
 
-def _drain_slowly(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace) -> bytes | None:
-    """As _drain, block by block: the server can send no more than the kernel's buffer takes of what is not read."""
+def _drain_slowly(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace, paid_bytes: int) -> bytes | None:
+    """As _drain, block by block: the server can send no more than the kernel's buffer takes of what is not read.
+
+    So what is paid for is always a buffer ahead of what is read: then it is never behind what the line carries.
+    """
+    declared = reply.get("ContentLength", -1)
+    end = limit_bytes if declared < 0 else declared
     data = bytearray()
     while piece := reply["Body"].read(_READ_PIECE_BYTES):  # the empty one has botocore compare the length
-        pace.take(len(piece))
         data += piece
         if len(data) > limit_bytes:
             return None
+        due_bytes = min(end, len(data) + _AHEAD_BYTES) - paid_bytes
+        if due_bytes > 0:
+            pace.take(due_bytes)
+            paid_bytes += due_bytes
     return bytes(data)

@@ -1,5 +1,6 @@
 """Every source keeps C11 of drsync/source/__init__.py: how fast a capture reads the disks."""
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from drsync.pace import UNLIMITED, Rate, TokenBucket
 pytestmark = pytest.mark.qemu
 
 ALL_BYTES = sum(SIZES.values())
+paced = pytest.mark.parametrize("bench", ["memory", "qcow2", "raw", "libvirt-pull"], indirect=True)
+"""libvirt in push mode lets QEMU begin without a limit: these disks are copied before it can be told one."""
 
 
 def full_took_s(bench: SourceBench, spool: Path, pace: Pace) -> float:
@@ -35,12 +38,14 @@ def spool_of(bench: SourceBench, tmp_path: Path) -> Path:
     return spool
 
 
+@paced
 def test_c11_a_capture_reads_no_faster_than_its_pace(bench: SourceBench, tmp_path: Path) -> None:
     pace = TokenBucket(Rate(bytes_per_s=5 * MIB), SystemClock())
     took_s = full_took_s(bench, spool_of(bench, tmp_path), pace)
     assert took_s >= 0.8 * ALL_BYTES / (5 * MIB)
 
 
+@paced
 def test_c11_a_limit_that_is_lifted_is_lifted_for_a_capture_that_runs(bench: SourceBench, tmp_path: Path) -> None:
     """At the first rate it would take a minute."""
     pace = TokenBucket(Rate(bytes_per_s=ALL_BYTES / 60), SystemClock())
@@ -48,6 +53,7 @@ def test_c11_a_limit_that_is_lifted_is_lifted_for_a_capture_that_runs(bench: Sou
     assert 0.4 <= full_took_s(bench, spool_of(bench, tmp_path), pace) <= 15
 
 
+@paced
 def test_c11_a_limit_that_comes_holds_for_a_capture_that_runs(bench: SourceBench, tmp_path: Path) -> None:
     pace = TokenBucket(Rate(bytes_per_s=ALL_BYTES / 10), SystemClock())
     timer = threading.Timer(0.5, pace.set_rate, [Rate(bytes_per_s=ALL_BYTES / 2)])
@@ -55,3 +61,13 @@ def test_c11_a_limit_that_comes_holds_for_a_capture_that_runs(bench: SourceBench
     took_s = full_took_s(bench, spool_of(bench, tmp_path), pace)
     timer.join()
     assert 1.5 <= took_s <= 8
+
+
+@pytest.mark.parametrize("bench", ["libvirt"], indirect=True)
+def test_libvirt_passes_the_limit_on_to_its_own_copy(
+    bench: SourceBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pace = TokenBucket(Rate(bytes_per_s=MIB), SystemClock())
+    with caplog.at_level(logging.DEBUG, "drsync"), bench.slowness():
+        full_took_s(bench, spool_of(bench, tmp_path), pace)
+    assert "takes no limit" not in caplog.text

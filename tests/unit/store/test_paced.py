@@ -109,7 +109,25 @@ def test_s3_counts_what_is_read_block_by_block() -> None:
         assert store.get("vm/web/pack/0", limit_bytes=len(BODY)) == BODY
         store._client.close()
     assert sum(pace.taken) == len(BODY)
-    assert max(pace.taken) <= 16 * 1024
+    assert max(pace.taken) <= (16 + 128) * 1024
+
+
+def test_what_s3_sends_ahead_is_paid_for_before_it_is_asked_for() -> None:
+    pace = CountingPace()
+    part = Reply(
+        status=206, headers={"ETag": '"1"', "Content-Range": f"bytes 0-{MIB - 1}/{len(BODY)}"}, body=BODY[:MIB]
+    )
+    small = Reply(status=206, headers={"ETag": '"1"', "Content-Range": f"bytes 0-9/{len(BODY)}"}, body=BODY[:10])
+    with StubS3(part, small) as stub:
+        store = S3Store(
+            S3Options(bucket="bucket", endpoint_url=stub.endpoint_url, region="eu-central-1"), read_pace=pace
+        )
+        assert store.get_range("vm/web/pack/0", 0, MIB) == BODY[:MIB]
+        assert pace.taken[0] == 128 * 1024
+        assert sum(pace.taken) == MIB
+        assert store.get_range("vm/web/pack/0", 0, 10) == BODY[:10]
+        store._client.close()
+    assert sum(pace.taken) == MIB + 10
 
 
 def test_without_a_pace_a_directory_is_opened_as_it_is(tmp_path: Path) -> None:
