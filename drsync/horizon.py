@@ -103,7 +103,8 @@ class Horizon:
         at = int(np.searchsorted(points.numbers, np.uint64(seq)))
         if at >= len(points) or int(points.numbers[at]) != seq:
             raise KeyError(seq)
-        return points.index_sha256[at].tobytes()
+        found: bytes = points.index_sha256[at].tobytes()
+        return found
 
 
 def _none() -> Horizon:
@@ -153,14 +154,23 @@ def listed_newest(objects: VmObjects, *, after: int = 0) -> Listed:
 def newest_number(objects: VmObjects, *, known: int = 0) -> int:
     """The number of the newest horizon, if `known` is one that exists, or 0: mostly one GET that finds nothing.
 
+    A listing only makes it fast: the number behind the newest is asked for by name.
+
     Raises:
         ChainBroken, ObjectDamaged: see `listed_newest`.
     """
+    number = known
+    while _exists(objects, number + 1):
+        number = max(number + 1, listed_newest(objects, after=number).number)
+    return number
+
+
+def _exists(objects: VmObjects, number: int) -> bool:
     try:
-        objects.store.get_tail(names.horizon(objects.vm, known + 1), 1)
+        objects.store.get_tail(names.horizon(objects.vm, number), 1)
     except ObjectMissing:
-        return known
-    return listed_newest(objects, after=known).number
+        return False
+    return True
 
 
 def read_horizon(objects: VmObjects, number: int) -> Horizon:

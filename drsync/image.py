@@ -358,7 +358,11 @@ class PointImage:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         disks = step.segment.meta.point.disks if step.segment.meta.point else []
-        placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+        try:
+            placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+        except ObjectMissing as err:
+            self.check_in_force(err)
+            raise
         with self._lock:
             self._cache[key] = placed
             if len(self._cache) > _CACHED_PACKS:

@@ -144,7 +144,13 @@ class Log:
             except ChainBroken:
                 if self.horizon().through <= after:
                     raise
-        return self._newest_behind(self.horizon())
+        while True:
+            horizon = self.horizon()
+            try:
+                return self._newest_behind(horizon)
+            except ChainBroken:
+                if self.horizon().number == horizon.number:
+                    raise  # else it was pruned in this very moment
 
     def _newest_behind(self, horizon: Horizon) -> int:
         """The newest segment, by what lies behind a horizon: the newest point that it knows is always there."""
@@ -211,10 +217,11 @@ class Log:
                     yield segment
 
     def _check_ends(self, first: int, last: int, horizon: Horizon) -> None:
-        for end, is_edge in ((first, lambda hole: hole.first == first), (last, lambda hole: hole.last == last)):
-            hole = horizon.merged_at(end) if end <= horizon.through else None
-            if hole is not None and not is_edge(hole):
-                raise PointPruned(vm=self.vm, point=end, known="points before and after it")
+        begins, ends = horizon.merged_at(first), horizon.merged_at(last)
+        if begins is not None and begins.first != first:
+            raise PointPruned(vm=self.vm, point=first, known="points before and after it")
+        if ends is not None and ends.last != last:
+            raise PointPruned(vm=self.vm, point=last, known="points before and after it")
 
     def _read_link(self, link: int | Merged, horizon: Horizon) -> Segment:
         try:

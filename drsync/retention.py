@@ -59,6 +59,18 @@ class Rules:
         if min(counts) < 0 or self.minimum_age < timedelta(0):
             raise ValueError("a rule can't be negative")
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether these are no rules at all (KEEP_ALL)."""
+        return self.minimum_age == timedelta.max
+
+    def __str__(self) -> str:
+        if self.keeps_all:
+            return "everything stays"
+        counts = [f"{p.name} {count}" for p in _PERIODS if (count := getattr(self, p.name))]
+        last = [f"last {self.last}"] if self.last else []
+        return ", ".join([*last, *counts, f"younger than {_age(self.minimum_age)}"])
+
 
 KEEP_ALL: Final = Rules(minimum_age=timedelta.max)
 """For who has set no rules: nothing is ever dropped."""
@@ -159,7 +171,7 @@ def _pinned(pins: Collection[Pin], now: datetime, for_it: _Reasons, against: _Re
 
 
 def _young(ordered: Sequence[Aged], minimum_age: timedelta, now: datetime, for_it: _Reasons, against: _Reasons) -> None:
-    if minimum_age == timedelta.max:
+    if minimum_age == KEEP_ALL.minimum_age:
         for reasons in for_it.values():
             reasons.append("no rules are set: everything stays")
         return

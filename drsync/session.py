@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,8 @@ from drsync.errors import (
     IntegrityError,
     LibraryMissing,
     LiveUnavailable,
+    LocksMissing,
+    NotPinned,
     ObjectMissing,
     PointLost,
     PointPruned,
@@ -46,20 +48,28 @@ from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.limits import Limits
+from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Heads, Log, Segment
 from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Pace, Progress
+from drsync.pins import PinRecord, Pins, pin_point, read_pins, unpin_point
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
 from drsync.protection import Protection, libvirt_needed
+from drsync.prune.planning import FREE, Prices
+from drsync.prune.report import Pruned, VmPruned
+from drsync.prune.run import PruneOptions, prune_vm
 from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
+from drsync.retention import Aged, Rules, decide
+from drsync.retention import Verdict as Kept
 from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
 from drsync.spool import Spool, VmState
 from drsync.store import ObjectStore
+from drsync.store.lock import ObjectLocks
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
 
@@ -107,6 +117,23 @@ class RestorePlan:
     definition_path: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retained:
+    """What becomes of the points of a VM."""
+
+    vm: str
+    rules: Rules
+    points: Sequence[Point]
+    """In order; `aged` too."""
+    aged: Sequence[Aged]
+    verdicts: Sequence[Kept]
+    """The newest first."""
+
+    @property
+    def dropped(self) -> int:
+        return sum(not verdict.keep for verdict in self.verdicts)
+
+
 class Session:
     """One configuration, open for work."""
 
@@ -147,6 +174,7 @@ class Session:
             region=settings.region,
             pace=pace,
             read_pace=self.limits.restores,
+            lock=settings.lock,
         )
 
     @cached_property
@@ -173,9 +201,11 @@ class Session:
 
         Raises:
             RepositoryExists, KeyFileExists: one of them is there already; nothing was changed.
+            LocksMissing: objects shall be locked, and can't; nothing was changed.
         """
         if find_record(self.store) is not None:
             raise RepositoryExists(url=self.store.url)
+        self._check_locks()
         root = RootKey.generate()
         path = self.config.repository.key_file
         write_key_file(path, root)
@@ -185,6 +215,18 @@ class Session:
             if not err.retryable:  # else the repository may be there, and this key the only one that opens it
                 path.unlink(missing_ok=True)
             raise
+
+    def _check_locks(self) -> None:
+        """Find out, before there is a repository, whether what it is to be locked with is there.
+
+        The first write is no proof: there are stores that take a lock, and set none.
+
+        Raises:
+            LocksMissing: it is not.
+        """
+        policy = self.config.repository.lock
+        if policy is not None and not self.locks.lock_support().enabled:
+            raise LocksMissing(url=self.store.url, problem="the bucket has no Object Lock")
 
     def recover_key(self, recovery: RecoveryKey) -> Path:
         """Write the key file from the recovery key; its path.
@@ -196,6 +238,10 @@ class Session:
         path = self.config.repository.key_file
         write_key_file(path, recover_root_key(self.store, recovery))
         return path
+
+    @cached_property
+    def _lock_watch(self) -> LockWatch:
+        return LockWatch(self.locks, self.config.repository.lock, self.clock)
 
     def log(self, vm: str) -> Log:
         """The log of a VM; it may be empty."""
@@ -444,6 +490,7 @@ class Session:
             if state.wrote_seq and state.checked_at and not state.fenced_by:
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
         write_heartbeat(self.repository, self.config.daemon.host, seen)
+        self._lock_watch.look()
 
     def points(self, vm: str) -> list[Point]:
         """All points of a VM, in order."""
@@ -453,6 +500,134 @@ class Session:
         """The log of each VM at a glance."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
             return list(readers.map(lambda vm: catalog.summary(self.log(vm)), self.known_vms()))
+
+    def pins(self, vm: str) -> Pins:
+        """The pins of a VM.
+
+        Raises:
+            PinsBroken, ObjectDamaged: they can't be told.
+        """
+        return read_pins(self.log(vm).objects)
+
+    def retained(self, vm: str) -> Retained:
+        """What the rules, the pins and the store's times say of each point of a VM. Nothing is deleted.
+
+        Raises:
+            PinsBroken, IntegrityError, StoreError: it can't be told.
+        """
+        log, rules = self.log(vm), self.config.retention.of(vm)
+        known = catalog.points(log)
+        aged = catalog.aged(log, known)
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
+
+    def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:
+        """Drop what retention drops, and delete what was taken out of use before; of one VM, or of all there are.
+
+        A VM that can't be pruned keeps no other from it: its error is told with it.
+
+        Raises:
+            UnknownVm: there is no such VM.
+            StoreError: the store does not tell the time, or what it has.
+        """
+        names = [n for n in self.known_vms(vm) if vm is not None or n in set(self.repository.vm_names())]
+        now, beats = self.store.now(), read_heartbeats(self.repository)
+        settings = self.config.prune
+        options = PruneOptions(
+            grace=timedelta(seconds=settings.grace_s),
+            orphan_grace=timedelta(seconds=settings.orphan_grace_s),
+            prices=Prices(transfer_gib=settings.read_price) if self.store.url.startswith("s3:") else FREE,
+            dry_run=dry_run,
+        )
+        vms = [self._prune(name, beats.of(name), now, options, progress_of(name)) for name in names]
+        uploads = 0 if vm is not None else self._abandon_uploads(now - options.orphan_grace, dry_run=dry_run)
+        return Pruned(vms=vms, abandoned_uploads=uploads, dry_run=dry_run)
+
+    def _prune(self, vm: str, seen: Seen | None, now: datetime, options: PruneOptions, progress: Progress) -> VmPruned:
+        log = self.log(vm)
+        try:
+            return prune_vm(
+                log,
+                self.config.retention.of(vm),
+                self.pins(vm).for_rules(),
+                committed=seen.seq if seen else 0,
+                now=now,
+                options=options,
+                progress=progress,
+            )
+        except DrsyncError as err:
+            return VmPruned(vm=vm, kept=0, dropped=[], horizon=0, error=err)
+
+    def _abandon_uploads(self, before: datetime, *, dry_run: bool) -> int:
+        """Free what uploads take that were begun before then and never ended; how many there were."""
+        found = [upload for upload in self.store.unfinished() if upload.began < before]
+        for upload in found if not dry_run else ():
+            self.store.abandon(upload)
+        return len(found)
+
+    def pin(self, vm: str, number: int, *, until: datetime | None, note: str, dry_run: bool) -> PinRecord:
+        """Keep a point, until then or until it is unpinned.
+
+        Raises:
+            UnknownVm, UnknownPoint: there is no such point.
+            PinsBroken, StoreError: it can't be pinned.
+        """
+        self._existing(vm, number)
+        now = self.clock.now()
+        if dry_run:
+            return PinRecord(point=number, pinned=True, until=until, time=now, note=note)
+        record = pin_point(self.log(vm).objects, number, until=until, note=note, now=now)
+        self._existing(vm, number)  # else it was dropped at this moment
+        return record
+
+    def unpin(self, vm: str, number: int, *, dry_run: bool) -> PinRecord:
+        """Take a point's pin away; what it was.
+
+        Raises:
+            UnknownVm: there is no such VM.
+            NotPinned: the point has none.
+            PinsBroken, StoreError: it can't be taken away.
+        """
+        self.known_vms(vm)
+        if not dry_run:
+            return unpin_point(self.log(vm).objects, number, now=self.clock.now())
+        record = self.pins(vm).of(number)
+        if record is None:
+            raise NotPinned(vm=vm, point=number)
+        return record
+
+    def _existing(self, vm: str, number: int) -> None:
+        self.known_vms(vm)
+        catalog.choose(vm, self.points(vm), number=number)
+
+    @cached_property
+    def locks(self) -> ObjectLocks:
+        """The locks of the store; of one that has none, it says so."""
+        if not isinstance(self.store, ObjectLocks):
+            raise LocksMissing(url=self.store.url, problem="only S3 buckets can")
+        return self.store
+
+    def lock_status(self) -> LockStatus:
+        """How long all objects of the repository are locked; needs no key.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return lock_status(self.locks, self.config.repository.lock, self.clock.now())
+
+    def extend_locks(self, *, budget_s: float, resume: LockPass | None = None, dry_run: bool = False) -> LockPass:
+        """A part of a pass over all objects; needs no key (see locks.extend_locks).
+
+        Raises:
+            LocksMissing: the configuration asks for none.
+            StoreError: the objects can't be listed.
+        """
+        policy = self.config.repository.lock
+        if policy is None:
+            raise LocksMissing(url=self.config.repository.url, problem="[repository] has no lock")
+        return extend_locks(
+            self.store, self.locks, policy, self.clock, budget_s=budget_s, resume=resume, dry_run=dry_run
+        )
 
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
@@ -36,19 +37,19 @@ class Requests:
 
 
 class CountingStore:
-    """An ObjectStore around `inner`; `now` is what it counts to."""
+    """An ObjectStore around `inner`; `so_far` is what it counts to."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner
         self._lock = threading.Lock()
-        self.now = Requests()
+        self.so_far = Requests()
 
     @contextmanager
     def counted(self) -> Iterator[Requests]:
         """What is asked inside of the block."""
         with self._lock:
-            self.now = Requests()
-        yield self.now
+            self.so_far = Requests()
+        yield self.so_far
 
     @property
     def url(self) -> str:
@@ -66,7 +67,7 @@ class CountingStore:
         self._count(key, get=1)  # what is not there is charged for, too
         data = self._inner.get(key, limit_bytes=limit_bytes)
         with self._lock:
-            self.now.read_bytes += len(data)
+            self.so_far.read_bytes += len(data)
         return data
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
@@ -77,7 +78,7 @@ class CountingStore:
         self._count(key, get=1)
         tail = self._inner.get_tail(key, length)
         with self._lock:
-            self.now.read_bytes += len(tail.data)
+            self.so_far.read_bytes += len(tail.data)
         return tail
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
@@ -94,9 +95,13 @@ class CountingStore:
                 self._count(prefix, list=1)
             yield name
 
+    def now(self) -> datetime:
+        self._count("", list=1)  # S3 tells it with a listing
+        return self._inner.now()
+
     def delete(self, key: str) -> None:
         with self._lock:
-            self.now.delete += 1
+            self.so_far.delete += 1
         self._inner.delete(key)
 
     def unfinished(self) -> Iterator[Unfinished]:
@@ -110,9 +115,9 @@ class CountingStore:
         self, key: str, *, put: int = 0, get: int = 0, list: int = 0, sent_bytes: int = 0, read_bytes: int = 0
     ) -> None:
         with self._lock:
-            self.now.put += put
-            self.now.get += get
-            self.now.list += list
-            self.now.sent_bytes += sent_bytes
-            self.now.read_bytes += read_bytes
-            self.now.keys[key] += 1
+            self.so_far.put += put
+            self.so_far.get += get
+            self.so_far.list += list
+            self.so_far.sent_bytes += sent_bytes
+            self.so_far.read_bytes += read_bytes
+            self.so_far.keys[key] += 1

@@ -41,11 +41,12 @@ class Bomb:
                 self.fired_at = name
             if self.fired_at:
                 raise Crash(name)
-        result = call()
-        if due:
-            self.fired_at = name
-            raise Crash(name)
-        return result
+        try:
+            return call()
+        finally:
+            if due:  # also if it raises, as a read of what is not there does
+                self.fired_at = name
+                raise Crash(name)
 
 
 class Mined:

@@ -82,6 +82,9 @@ class CrowdedStore:
     def folders(self, prefix: str) -> Iterator[str]:
         yield from (name[:-1] for name in self._folders.get(prefix, []) if name.endswith("/"))
 
+    def now(self) -> datetime:
+        return self._clock.now()
+
     def delete(self, key: str) -> None:
         if self._objects.pop(key, None) is not None:
             folder, name = key[: key.rfind("/") + 1], key[key.rfind("/") + 1 :]

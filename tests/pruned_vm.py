@@ -1,11 +1,14 @@
 """A shipped VM that is pruned, and what every point that stays must still restore to."""
 
+import copy
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from crashing import Bomb, Crash
 from fake_clock import FakeClock
 from shipped_vm import ShippedVm, reopened, restored, restored_disk
 
@@ -15,12 +18,14 @@ from drsync.log import Log
 from drsync.mapped import load_mapped_image
 from drsync.prune.report import VmPruned
 from drsync.prune.run import PruneOptions, prune_vm
+from drsync.repository import open_repository
 from drsync.retention import Pin, Rules
 from drsync.store import ObjectStore
 from drsync.store.memory import MemoryStore
 
 AT_ONCE: Final = PruneOptions(grace=timedelta(0), orphan_grace=timedelta(days=14))
 ONLY_PINNED: Final = Rules(last=1)
+WRITES: Final = frozenset({"create", "replace", "delete"})
 SOAK: Final = os.environ.get("DRSYNC_SOAK") == "1"
 
 
@@ -41,6 +46,10 @@ class PrunedVm(ShippedVm):
         if not options.dry_run:
             self.forget({v.point for v in done.dropped})
         return done
+
+    def prune_knowing(self, committed: int) -> VmPruned:
+        """Prune all points but the newest, if the log has segment `committed`."""
+        return prune_vm(self.log, ONLY_PINNED, [], committed=committed, now=self.clock.now(), options=AT_ONCE)
 
     def forget(self, dropped: set[int]) -> None:
         self.points = {number: disks for number, disks in self.points.items() if number not in dropped}
@@ -65,3 +74,69 @@ def check_hashes(log: Log, number: int) -> None:
         for window in image.windows(disk.name):
             held = window.containers >= 0
             assert window.hashes[held].any(axis=1).all()
+
+
+class DyingStore:
+    """A store whose process dies before or after a write; from then on nothing reaches it."""
+
+    def __init__(self, inner: ObjectStore, bomb: Bomb) -> None:
+        self._inner = inner
+        self._bomb = bomb
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def call(*args: object, **options: object) -> object:
+            if name in WRITES:
+                return self._bomb.around(f"{name} {args[0]}", lambda: found(*args, **options))
+            if self._bomb.fired_at:
+                raise Crash(name)
+            return found(*args, **options)
+
+        return call
+
+
+class InterruptedStore:
+    """A store before whose `at`-th call something else happens, once."""
+
+    def __init__(self, inner: ObjectStore, at: int, action: Callable[[], object]) -> None:
+        self._inner = inner
+        self._at = at
+        self._action = action
+        self._lock = threading.Lock()
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def call(*args: object, **options: object) -> object:
+            with self._lock:
+                self.calls += 1
+                due = self.calls == self._at
+            if due:
+                self._action()
+            return found(*args, **options)
+
+        return call
+
+
+def snapshot(store: ObjectStore) -> dict[str, Any]:
+    """What a store in memory holds, with its times."""
+    assert isinstance(store, MemoryStore)
+    return dict(vars(store)["_objects"])
+
+
+def twin(vm: PrunedVm, objects: dict[str, Any]) -> PrunedVm:
+    """Another VM of the same history, in a store of its own that holds these objects."""
+    made = copy.copy(vm)
+    made.clock = copy.copy(vm.clock)
+    made.store = MemoryStore(made.clock)
+    vars(made.store)["_objects"].update(objects)
+    made.repository = open_repository(made.store, vm.root, "key")
+    made.log = Log(made.repository.vm(vm.vm))
+    made.points, made.disks, made.captures = dict(vm.points), {n: d.copy() for n, d in vm.disks.items()}, [*vm.captures]
+    return made

@@ -15,6 +15,7 @@ from drsync.mapping import USUAL as MAPS
 from drsync.model import NoProgress, SystemClock
 from drsync.session import RestorePlan, RestoreRequest, Session
 from drsync.store.memory import MemoryStore
+from drsync.store.retry import RetryingStore
 
 MIB = 1024 * 1024
 OBJECT_MIB = 32
@@ -66,7 +67,8 @@ class Measuring:
             socket = "{daemon.qmp_socket}"
         """
         self.session = Session(parse_config(text.encode(), directory / "drsync.toml"), self.clock)
-        self.session.store = self.session.raw_store = self.store
+        self.session.raw_store = self.store
+        self.session.store = RetryingStore(self.store, clock=self.clock)
         self.session.init()
         self.session.repository  # noqa: B018 - read once, when a process starts
 

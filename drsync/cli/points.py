@@ -8,13 +8,14 @@ import click
 from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.pins import PinRecord
 from drsync.units import format_size
 
 if TYPE_CHECKING:
     from drsync.session import Session
 
 SUMMARY_COLUMNS = ("VM", "segments", "oldest", "from", "newest", "of", "kind", "consistency")
-COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "reason")
+COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "pinned", "reason")
 GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 
 
@@ -36,18 +37,26 @@ def command(app: App, vm: str | None, group: str | None) -> None:
         return
     names = session.known_vms(vm)
     if app.as_json:
-        render.documents(views.point(point) for name in names for point in session.points(name))
+        render.documents(views.point(point, pin) for name in names for point, pin in _pinned(session, name))
     elif len(names) == 1:
-        _list(session.points(names[0]))
+        _list(_pinned(session, names[0]))
     else:
         _list_all(session)
 
 
-def _list(points: Sequence[Point]) -> None:
+def _pinned(session: "Session", vm: str) -> list[tuple[Point, PinRecord | None]]:
+    """The points of a VM, with their pins."""
+    pins = session.pins(vm)
+    return [(point, pins.of(point.number)) for point in session.points(vm)]
+
+
+def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:
     if not points:
         render.line("no points yet; drsync capture VM makes one")
     else:
-        render.table(COLUMNS, [_row(point) for point in points], right=("point", "changed", "stored", "parent"))
+        render.table(
+            COLUMNS, [_row(point, pin) for point, pin in points], right=("point", "changed", "stored", "parent")
+        )
 
 
 def _list_all(session: "Session") -> None:
@@ -107,7 +116,7 @@ def _milliseconds(skew_ms: float) -> str:
     return f"{skew_ms:.1f} ms"
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: Point, pin: PinRecord | None) -> tuple[str, ...]:
     return (
         point.vm,
         str(point.number),
@@ -118,5 +127,6 @@ def _row(point: Point) -> tuple[str, ...]:
         format_size(point.changed_bytes),
         format_size(point.stored_bytes),
         "-" if point.parent is None else str(point.parent),
+        "-" if pin is None else "yes" if pin.until is None else f"until {pin.until:%Y-%m-%d %H:%M}Z",
         "; ".join(filter(None, (point.reason, point.quiesce.reason if point.quiesce else ""))),
     )

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.limits import LimitsSettings
+from drsync.config.prune import PruneSettings
 from drsync.config.reading import load_config, parse_config
+from drsync.config.retention import Retention
 from drsync.config.settings import (
     CloudSettings,
     Config,
@@ -36,8 +38,10 @@ __all__ = [
     "LibvirtSource",
     "LimitsSettings",
     "ProtectSettings",
+    "PruneSettings",
     "QmpSource",
     "RepositorySettings",
+    "Retention",
     "SpoolSettings",
     "VmSettings",
     "captured_together",

@@ -37,7 +37,7 @@ def take_inventory(objects: VmObjects, horizon: Horizon, *, committed: int) -> I
         PruneRefused: it does not fit what is known.
     """
     vm = objects.vm
-    packs = _by_id(objects, names.pack_prefix(vm))
+    packs = listed_packs(objects)
     merged = _by_id(objects, names.merged_prefix(vm))
     maps = list(objects.store.list(names.map_prefix(vm)))
     newest = listed_newest(objects)
@@ -48,6 +48,11 @@ def take_inventory(objects: VmObjects, horizon: Horizon, *, committed: int) -> I
     )
     _check(objects, found, horizon, committed)
     return found
+
+
+def listed_packs(objects: VmObjects) -> Mapping[bytes, ObjectInfo]:
+    """The packs that the store lists now, by their ids."""
+    return _by_id(objects, names.pack_prefix(objects.vm))
 
 
 def _by_id(objects: VmObjects, prefix: str) -> dict[bytes, ObjectInfo]:

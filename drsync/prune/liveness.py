@@ -79,10 +79,13 @@ class LinkLife:
     """In the order of its table."""
 
 
-def lives_of(links: Sequence[Segment], read_packs: ReadPacks) -> list[LinkLife]:
-    """What is alive of dropped `links`, which lie before the point that stays, the last of them; in their order."""
+def lives_of(links: Sequence[Segment], read_packs: ReadPacks, *, copy_below: float = 0.5) -> list[LinkLife]:
+    """What is alive of dropped `links`, which lie before the point that stays, the last of them; in their order.
+
+    A pack of whose bytes not more than the part `copy_below` is alive may be copied out of.
+    """
     *dropped, stays = links
-    settled = _Settled(stays)
+    settled = _Settled(stays, copy_below)
     settled.lay(stays, read_packs, keep=False)
     newest_first = [settled.lay(link, read_packs, keep=True) for link in reversed(dropped)]
     return newest_first[::-1]
@@ -91,7 +94,8 @@ def lives_of(links: Sequence[Segment], read_packs: ReadPacks) -> list[LinkLife]:
 class _Settled:
     """The blocks of which something newer has told, by disk; disks of which all has been told are not in it."""
 
-    def __init__(self, stays: Segment) -> None:
+    def __init__(self, stays: Segment, copy_below: float) -> None:
+        self._copy_below = copy_below
         disks = stays.meta.point.disks if stays.meta.point is not None else []
         self._room = _COPIED_BLOCKS
         self._blocks = {d.name: np.zeros(block_count(d.size_bytes), np.bool_) for d in disks}
@@ -130,7 +134,7 @@ class _Settled:
         live_bytes = sum(int(live.lengths.sum(dtype=np.uint64)) for live in rows.values())
         frame_bytes = sum(int(held.rows.lengths.sum(dtype=np.uint64)) for held in placed.values())
         live_blocks = sum(len(live.blocks) for live in rows.values())
-        may_copy = entry is None or (live_bytes * 2 <= frame_bytes and live_blocks <= self._room)
+        may_copy = entry is None or (live_bytes <= frame_bytes * self._copy_below and live_blocks <= self._room)
         if may_copy and entry is not None:
             self._room -= live_blocks
         return Life(

@@ -105,16 +105,16 @@ class Run:
         return self.puts * prices.put + self.gets * prices.get + read
 
 
-def plan_runs(lives: Sequence[LinkLife], prices: Prices) -> list[Run]:
-    """What to take out of one interval between two points that stay."""
-    runs = (Run(links=links) for links in _neighbours(lives))
-    return [run for run in runs if run.changes and run.freed_bytes > 0 and run.saved(prices) >= run.cost(prices)]
+def plan_runs(lives: Sequence[LinkLife], prices: Prices, *, copy_below: float = 0.5) -> list[Run]:
+    """What to take out of one interval between two points that stay; `copy_below` as in `lives_of`."""
+    runs = (Run(links=links) for links in _neighbours(lives, copy_below))
+    return [run for run in runs if run.changes and run.freed_bytes >= 0 and run.saved(prices) >= run.cost(prices)]
 
 
-def _neighbours(lives: Sequence[LinkLife]) -> Iterator[Sequence[LinkLife]]:
+def _neighbours(lives: Sequence[LinkLife], copy_below: float) -> Iterator[Sequence[LinkLife]]:
     run: list[LinkLife] = []
     for life in lives:
-        if not _is_candidate(life):
+        if not _is_candidate(life, copy_below):
             if run:
                 yield run
             run = []
@@ -148,9 +148,10 @@ def _freed_bytes(link: LinkLife) -> int:
     return gone - _ENTRY_BYTES * len(kept_packs(link)) - _RUN_BYTES * zero_runs - _ROW_BYTES * rows
 
 
-def _is_candidate(link: LinkLife) -> bool:
-    """Whether taking it out frees at least as much as has to be copied."""
-    return sum(life.live_bytes for life in _copied(link)) <= _freed_bytes(link)
+def _is_candidate(link: LinkLife, copy_below: float) -> bool:
+    """Whether of what it takes, not more than the part `copy_below` has to be copied."""
+    copied = sum(life.live_bytes for life in _copied(link))
+    return copied <= copy_below * (copied + max(0, _freed_bytes(link)))
 
 
 def _may_follow(run: Sequence[LinkLife], link: LinkLife) -> bool:

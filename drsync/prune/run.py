@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from drsync.errors import DrsyncError, ObjectExists, PruneRaced, PruneRefused
+from drsync.errors import ChainBroken, DrsyncError, ObjectExists, ObjectMissing, PruneRaced, PruneRefused
 from drsync.format import Malformed, names, seal
 from drsync.format.columns import Bytes2D
 from drsync.format.horizon import (
@@ -34,7 +34,7 @@ from drsync.log import Log, Segment
 from drsync.mapping import rewrite_map
 from drsync.model import NoProgress, Progress
 from drsync.prune.copying import Replacement, replace_run
-from drsync.prune.inventory import Inventory, take_inventory
+from drsync.prune.inventory import Inventory, listed_packs, take_inventory
 from drsync.prune.liveness import Placed, lives_of
 from drsync.prune.planning import FREE, Prices, Run, plan_runs
 from drsync.prune.report import VmPruned
@@ -59,6 +59,8 @@ class PruneOptions:
     orphan_grace: timedelta = timedelta(days=14)
     """What no point lists is left alone for so long."""
     prices: Prices = FREE
+    copy_below: float = 0.5
+    """Objects are copied out of if not more than this part of them is alive: so not more is copied than freed."""
     dry_run: bool = False
 
 
@@ -114,7 +116,13 @@ def prune_vm(
         ChainBroken, ObjectDamaged, ObjectMissing: the log is not whole; nothing was deleted.
         StoreError: it did not answer; the next run goes on.
     """
-    return _Prune(log, rules, pins, committed, now, options, progress or NoProgress()).run()
+    horizon = log.horizon()
+    try:
+        return _Prune(log, rules, pins, committed, now, options, progress or NoProgress()).run(horizon)
+    except (ObjectMissing, ChainBroken) as err:
+        if (number := log.horizon().number) != horizon.number:
+            raise PruneRaced(vm=log.vm, number=number) from err
+        raise
 
 
 class _Prune:
@@ -139,8 +147,7 @@ class _Prune:
         self._options = options
         self._progress = progress
 
-    def run(self) -> VmPruned:
-        horizon = self._log.horizon()
+    def run(self, horizon: Horizon) -> VmPruned:
         found = self._inventory(horizon)
         new = self._behind(horizon, found)
         garbage = garbage_of(found, horizon, {pack for segment in new for pack in segment.packs})
@@ -170,9 +177,11 @@ class _Prune:
         """
         behind = self._log.chain(horizon.through + 1, found.newest, previous=horizon.segment, horizon=horizon)
         known = [_known(segment) for segment in behind]
-        missing = next((p for segment in known for p in segment.packs if p not in found.packs), None)
-        if missing is not None:
-            name = names.pack(self._log.vm, missing)
+        missing = {p for segment in known for p in segment.packs if p not in found.packs}
+        if missing:  # unless they were committed since the packs were listed
+            missing -= listed_packs(self._objects).keys()
+        if missing:
+            name = names.pack(self._log.vm, min(missing))
             raise PruneRefused(vm=self._log.vm, problem=f"the store does not list {name}, which must be there")
         return known
 
@@ -239,7 +248,9 @@ class _Prune:
             if dropped:
                 previous = hashes[before] if before in hashes else _hash_of(horizon, before)
                 links = list(self._log.chain(before + 1, verdict.point, previous=previous, horizon=horizon))
-                runs += plan_runs(lives_of(links, self._read_packs), self._options.prices)
+                below = self._options.copy_below
+                lives = lives_of(links, self._read_packs, copy_below=below)
+                runs += plan_runs(lives, self._options.prices, copy_below=below)
             before, dropped = verdict.point, False
         return runs
 

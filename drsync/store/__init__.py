@@ -23,6 +23,7 @@ tests/contract/test_store.py:
       whether its place is still its own (log.py).
 - S8  what a dead writer left half stored is no object: readers and listings do
       not see it, `unfinished` does, and `abandon` frees what it takes.
+- S9  `now` is the clock that stamps the objects (`ObjectInfo.modified`).
 """
 
 from collections.abc import Iterator
@@ -124,6 +125,14 @@ class ObjectStore(Protocol):
 
         Each once, in the order of the keys, and as complete as `list`; but a thousand of them are one
         request, however many objects they have.
+        """
+        ...
+
+    def now(self) -> datetime:
+        """The store's own time, in UTC; ages of objects are reckoned from it, never from a host's clock.
+
+        Raises:
+            StoreUnavailable, StoreMisconfigured: it does not tell.
         """
         ...
 

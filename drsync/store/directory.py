@@ -139,6 +139,10 @@ class DirectoryStore:
                 if name.endswith("/") and any(True for _ in _walk_below(fd, name[:-1], path, path, "")):
                     yield name[:-1]
 
+    def now(self) -> datetime:
+        with self._translated("create", _STAGING), self._staged(b"") as staged:
+            return _modified(os.fstat(staged.fd))
+
     def delete(self, key: str) -> None:
         with self._translated("delete", key), ExitStack() as stack:
             try:

@@ -1,6 +1,7 @@
 """A store that writes and reads at a pace: for stores that take an object in one go, such as a directory."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from drsync.model import Pace
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
@@ -48,6 +49,9 @@ class PacedStore:
 
     def folders(self, prefix: str) -> Iterator[str]:
         return self._inner.folders(prefix)
+
+    def now(self) -> datetime:
+        return self._inner.now()
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)

@@ -13,10 +13,11 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
@@ -26,16 +27,19 @@ from botocore.config import Config
 from drsync import __version__
 from drsync.boto import FOREIGN
 from drsync.errors import (
+    LocksMissing,
     ObjectDamaged,
     ObjectMissing,
+    StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
 )
-from drsync.model import NoPace, Pace
+from drsync.model import Clock, NoPace, Pace, SystemClock
 from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.body import BodyReader
 from drsync.store.key import check_folder, check_key, check_prefix, is_key
-from drsync.store.s3_errors import translate
+from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
+from drsync.store.s3_errors import is_lock_missing, is_without_lock, translate
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -53,6 +57,10 @@ _READ_PIECE_BYTES: Final = 16 * 1024
 """What is read at a time where there is a limit: as much as botocore sends at a time."""
 _AHEAD_BYTES: Final = 128 * 1024
 """What Linux takes for a connection before it is read, until it has seen how fast that goes (tcp_rmem in tcp(7))."""
+_LOCK_MODES: Final[Mapping[LockMode, Literal["COMPLIANCE", "GOVERNANCE"]]] = {
+    LockMode.COMPLIANCE: "COMPLIANCE",
+    LockMode.GOVERNANCE: "GOVERNANCE",
+}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -104,13 +112,24 @@ class S3Options:
 class S3Store:
     """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used.
 
-    What it sends of objects keeps to `pace`, block by block, and what it reads of them to `read_pace`.
+    What it sends of objects keeps to `pace`, block by block, and what it reads of them to `read_pace`. With `lock` each
+    object is created locked, until `clock` says that the period is over; the bucket must have Object Lock.
     """
 
-    def __init__(self, options: S3Options, *, pace: Pace | None = None, read_pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        options: S3Options,
+        *,
+        pace: Pace | None = None,
+        read_pace: Pace | None = None,
+        lock: LockPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._options = options
         self._pace = pace
         self._read_pace = read_pace or NoPace()
+        self._policy = lock
+        self._clock = clock or SystemClock()
         self._root = f"{options.prefix}/" if options.prefix else ""
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
@@ -122,6 +141,11 @@ class S3Store:
     def create(self, key: str, body: Bytes, *, sha256: bytes) -> None:
         request = self._put_request(key, body, sha256)
         request["IfNoneMatch"] = "*"
+        if self._policy is not None:
+            request["ObjectLockMode"] = _LOCK_MODES[self._policy.mode]
+            request["ObjectLockRetainUntilDate"] = self._clock.now() + self._policy.period
+            # With a lock S3 wants the checksum named, too ("PutObject", Object Lock parameters).
+            request["ChecksumAlgorithm"] = "SHA256"
         self._put("create", key, request)
 
     def replace(self, key: str, body: Bytes) -> None:
@@ -189,6 +213,66 @@ class S3Store:
                 return
             token = self._next_token(page, token)
 
+    def lock_support(self) -> LockSupport:
+        bucket = self._options.bucket
+        with self._translated("look at the versioning of", bucket):
+            versioned = self._client.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+        try:
+            found = self._client.get_object_lock_configuration(Bucket=bucket).get("ObjectLockConfiguration", {})
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                return LockSupport(enabled=False, versioned=versioned)
+            raise translate(err, url=self.url, operation="look at the locks of", key=bucket) from err
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        period = f"{rule.get('Days', 0)} days" if rule.get("Days") else f"{rule.get('Years', 0)} years"
+        default = f"{rule['Mode'].lower()} for {period}" if "Mode" in rule else ""
+        return LockSupport(enabled=found.get("ObjectLockEnabled") == "Enabled", versioned=versioned, default=default)
+
+    def lock_of(self, key: str) -> Lock | None:
+        check_key(key, self.url)
+        try:
+            reply = self._client.get_object_retention(Bucket=self._options.bucket, Key=self._root + key)
+        except FOREIGN as err:
+            if is_without_lock(err) or is_lock_missing(err):
+                return None
+            raise translate(err, url=self.url, operation="look at the lock of", key=key) from err
+        found = reply.get("Retention", {})
+        if "Mode" not in found or "RetainUntilDate" not in found:
+            return None
+        return Lock(mode=LockMode(found["Mode"].lower()), until=found["RetainUntilDate"].astimezone(UTC))
+
+    def extend_lock(self, key: str, lock: Lock) -> None:
+        check_key(key, self.url)
+        try:
+            self._client.put_object_retention(
+                Bucket=self._options.bucket,
+                Key=self._root + key,
+                Retention={"Mode": _LOCK_MODES[lock.mode], "RetainUntilDate": lock.until},
+                ChecksumAlgorithm="SHA256",
+            )
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            failure = translate(err, url=self.url, operation="lock", key=key)
+            if not (isinstance(failure, StoreDenied) and self._is_locked(key, lock)):
+                raise failure from err
+
+    def _is_locked(self, key: str, lock: Lock) -> bool:
+        """Whether an object is locked at least so: S3 refuses what would make a lock weaker."""
+        found = self.lock_of(key)
+        if found is None or found.until < lock.until:
+            return False
+        return found.mode is LockMode.COMPLIANCE or lock.mode is LockMode.GOVERNANCE
+
+    def now(self) -> datetime:
+        with self._translated("list", self._root):
+            page = self._client.list_objects_v2(Bucket=self._options.bucket, Prefix=self._root, MaxKeys=1)
+        try:
+            told = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError, TypeError) as err:
+            raise StoreMisconfigured(url=self.url, problem="its replies don't tell the time (HTTP Date)") from err
+        return told.astimezone(UTC)
+
     def delete(self, key: str) -> None:
         check_key(key, self.url)
         try:
@@ -211,10 +295,11 @@ class S3Store:
 
     def abandon(self, unfinished: Unfinished) -> None:
         check_key(unfinished.key, self.url)
-        request = {"Key": self._root + unfinished.key, "UploadId": unfinished.upload}
         try:
             with self._translated("abandon", unfinished.key):
-                self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
+                self._client.abort_multipart_upload(
+                    Bucket=self._options.bucket, Key=self._root + unfinished.key, UploadId=unfinished.upload
+                )
         except ObjectMissing:
             pass
 
@@ -234,8 +319,12 @@ class S3Store:
         }
 
     def _put(self, operation: str, key: str, request: "PutObjectRequestTypeDef") -> None:
-        with self._translated(operation, key):
+        try:
             reply = self._client.put_object(**request)
+        except FOREIGN as err:
+            if self._policy is not None and is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            raise translate(err, url=self.url, operation=operation, key=key) from err
         if not reply.get("ETag"):
             # Some web server said 200, and nothing was stored: S3 always sends an ETag.
             raise StoreUnavailable(url=self.url, problem="what it sent is not the reply to a write")

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from counting_store import PAGE_KEYS, CountingStore
@@ -88,6 +89,10 @@ class FarStore:
             if number % PAGE_KEYS == 0:
                 self._wait()
             yield name
+
+    def now(self) -> datetime:
+        self._wait()
+        return self._inner.now()
 
     def delete(self, key: str) -> None:
         self._wait()

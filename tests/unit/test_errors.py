@@ -23,6 +23,7 @@ RANGES = {
     "RecoveryError": range(80, 84),
     "PruneError": range(84, 88),
     "GuestError": range(90, 100),
+    "RetentionError": range(84, 100),
     "CloudError": range(100, 126),
 }
 
