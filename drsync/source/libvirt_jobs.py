@@ -52,6 +52,7 @@ class CopySpeeds:
         if speed == self._told:
             return
         self._told = speed
+        log.debug("vm=%s virDomainBlockJobSetSpeed %d", self._domain.vm, speed)
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
         for target in self._targets:
             set_speed = partial(self._domain.handle.blockJobSetSpeed, target, speed, flags)

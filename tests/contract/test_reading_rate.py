@@ -68,6 +68,11 @@ def test_libvirt_passes_the_limit_on_to_its_own_copy(
     bench: SourceBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pace = TokenBucket(Rate(bytes_per_s=MIB), SystemClock())
-    with caplog.at_level(logging.DEBUG, "drsync"), bench.slowness():
-        full_took_s(bench, spool_of(bench, tmp_path), pace)
+    spool = spool_of(bench, tmp_path)
+    with caplog.at_level(logging.DEBUG, "drsync"), bench.open() as source:
+        surveys = source.survey(None)
+        layers = {survey.name: spool / f"{survey.name}.qcow2" for survey in surveys}
+        with bench.slowness():
+            source.capture(new_capture_id(), None, surveys, layers, timeout_s=60, pace=pace)
+    assert "virDomainBlockJobSetSpeed" in caplog.text
     assert "takes no limit" not in caplog.text
