@@ -66,7 +66,7 @@ def told(what: str, seconds: Sequence[int]) -> None:
 def check(seconds: Sequence[int]) -> None:
     """No more than the limit passes; on a machine that has much else to do, it may be less."""
     assert 0.85 * RATE <= sum(seconds) / len(seconds) <= 1.05 * RATE
-    assert max(seconds) <= 1.3 * RATE  # when the proxy itself had to wait for its turn, what waited passes at once
+    assert max(seconds) <= 1.6 * RATE  # when the proxy itself had to wait for its turn, what waited passes at once
 
 
 def test_what_is_sent_holds_the_rate(bucket: Bucket, proxy: Proxy) -> None:
