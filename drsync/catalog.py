@@ -143,21 +143,24 @@ class LogSummary:
     """How many there are: the points, and the marks of take-overs since it was pruned."""
     oldest: Point | None
     newest: Point | None
+    problem: str = ""
+    """Why it can't be told; empty if it can."""
 
 
-def summary(log: Log) -> LogSummary:
-    """A VM's log at a glance: one listing for a thousand segments, and a segment or two.
+def summary(log: Log, *, known_seq: int = 0) -> LogSummary:
+    """A VM's log at a glance: one listing from `known_seq` on, which is known to have existed, and a segment or two.
 
     Raises:
         ObjectMissing, ObjectDamaged, ChainBroken: an end of the log can't be read.
     """
     horizon = log.horizon()
-    behind = [seq for seq, _ in log.listed(after=horizon.through)]
+    last = log.newest(after=max(known_seq, horizon.through))
+    behind = range(horizon.through + 1, last + 1)
     oldest = point_of(log.survivor(horizon, min(horizon.survivors)), None) if horizon.survivors else None
     if oldest is None:
         oldest = next(filter(None, (point_of(log.read(seq), None) for seq in behind)), None)
-    newest = newest_point(log, behind[-1] if behind else horizon.through)
-    return LogSummary(vm=log.vm, segments=len(horizon.survivors) + len(behind), oldest=oldest, newest=newest)
+    segments = len(horizon.survivors) + len(behind)
+    return LogSummary(vm=log.vm, segments=segments, oldest=oldest, newest=newest_point(log, last))
 
 
 def newest_point(log: Log, seq: int) -> Point | None:

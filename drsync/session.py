@@ -498,8 +498,17 @@ class Session:
 
     def summaries(self) -> list[LogSummary]:
         """The log of each VM at a glance."""
+        beats = read_heartbeats(self.repository)
+
+        def look(vm: str) -> LogSummary:
+            seen = beats.of(vm)
+            try:
+                return catalog.summary(self.log(vm), known_seq=seen.seq if seen else 0)
+            except (IntegrityError, ObjectMissing) as err:  # of one VM; the others are told
+                return LogSummary(vm=vm, segments=0, oldest=None, newest=None, problem=str(err))
+
         with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
-            return list(readers.map(lambda vm: catalog.summary(self.log(vm)), self.known_vms()))
+            return list(readers.map(look, self.known_vms()))
 
     def pins(self, vm: str) -> Pins:
         """The pins of a VM.

@@ -60,7 +60,11 @@ def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:
 
 
 def _list_all(session: "Session") -> None:
-    found = [summary for summary in session.summaries() if summary.newest is not None]
+    summaries = session.summaries()
+    found = [summary for summary in summaries if summary.newest is not None]
+    for summary in summaries:
+        if summary.problem:
+            render.note(f"{summary.vm}: {summary.problem}; remedy: drsync verify {summary.vm}")
     if not found:
         render.line("no points yet; drsync capture VM makes one")
         return

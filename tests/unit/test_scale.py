@@ -44,7 +44,7 @@ def test_points_of_all_vms_take_four_requests_a_vm(tmp_path: Path, points: int) 
         assert summary.oldest is not None
         assert summary.newest is not None
         assert (summary.oldest.number, summary.newest.number) == (1, points)
-    assert (requests.put, requests.get, requests.list) == (0, 3 * VMS, VMS + 1)
+    assert (requests.put, requests.get, requests.list) == (0, 3 * VMS + HOSTS, VMS + 2)
 
 
 def test_points_of_a_vm_take_a_request_each(tmp_path: Path) -> None:
@@ -76,3 +76,12 @@ def test_an_empty_log_has_no_points_at_its_ends(tmp_path: Path) -> None:
 
     found = catalog.summary(ShippedVm(tmp_path).log)
     assert (found.segments, found.oldest, found.newest) == (0, None, None)
+
+
+def test_a_log_whose_end_is_gone_hides_no_other_vm(tmp_path: Path) -> None:
+    session, store = opened(tmp_path, 5)
+    store.delete("vm/vm-0003/log/0000000000000005")
+    found = {summary.vm: summary for summary in session.summaries()}
+    assert found["vm-0003"].newest is None
+    assert "vm/vm-0003/log/0000000000000005" in found["vm-0003"].problem
+    assert all(summary.newest is not None for vm, summary in found.items() if vm != "vm-0003")
