@@ -48,7 +48,7 @@ from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.limits import Limits
-from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
+from drsync.locks import LockKeeper, LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Heads, Log, Segment
 from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Pace, Progress
@@ -238,6 +238,12 @@ class Session:
         path = self.config.repository.key_file
         write_key_file(path, recover_root_key(self.store, recovery))
         return path
+
+    @cached_property
+    def lock_keeper(self) -> LockKeeper | None:
+        """What extends the locks in the maintenance role; None: the configuration asks for none."""
+        policy = self.config.repository.lock
+        return None if policy is None else LockKeeper(self.store, self.locks, policy, self.clock)
 
     @cached_property
     def _lock_watch(self) -> LockWatch:
@@ -527,7 +533,7 @@ class Session:
         log, rules = self.log(vm), self.config.retention.of(vm)
         known = catalog.points(log)
         aged = catalog.aged(log, known)
-        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.store.now())
         return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
 
     def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:

@@ -25,6 +25,8 @@ from drsync.repository import Repository, VmObjects, create_repository, open_rep
 from drsync.session import Session
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
+LATER_S = 40 * 86400.0
+"""So much later the points are looked at: retention drops most of them."""
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 DEFINITION: Mapping[str, object] = {"source": "libvirt", "xml": "<domain type='kvm'>" + "<!-- -->" * 100 + "</domain>"}
 DISK = "vda"
@@ -136,7 +138,6 @@ class LogFiller:
         self._seq = 0
         self._out = memoryview(bytearray(256 * 1024))
         self._binding = disk_binding(objects.repository_id, DISK)
-        self._hashes = np.zeros((1, 16), np.uint8)
         self._none = np.zeros(0, np.uint32)
 
     def append(self) -> None:
@@ -146,12 +147,14 @@ class LogFiller:
         header = self._objects.new_header("segment", self._seq)
         keys = self._objects.key.of_object(bytes.fromhex(header.object))
         plain = bytes([self._seq % 256]) * BLOCK_SIZE
-        length = FrameSealer(keys).seal_into(self._out, seal.FRAMES_START, memoryview(plain), self._binding, block)
+        sealer = FrameSealer(keys)
+        length = sealer.seal_into(self._out, seal.FRAMES_START, memoryview(plain), self._binding, block)
+        hashes = np.frombuffer(sealer.hash_block(memoryview(plain)), np.uint8).reshape(1, -1)
         rows = DiskRows(
             disk=DISK,
             blocks=np.array([block], np.uint32),
             lengths=np.array([length], np.uint32),
-            hashes=self._hashes,
+            hashes=hashes,
             zero_first=self._none,
             zero_count=self._none,
         )
@@ -192,6 +195,7 @@ class LogFiller:
 def crowd(vms: int, points: int) -> tuple[CrowdedStore, Repository, RootKey]:
     """A repository of so many VMs, `vm-0000` and on, with so many points each."""
     clock, root = FakeClock(), RootKey.generate()
+    clock.advance(LATER_S)
     store = CrowdedStore(clock)
     create_repository(store, root, clock)
     repository = open_repository(store, root, "key")
@@ -210,7 +214,10 @@ def open_session(directory: Path, root: RootKey, store: ObjectStore) -> Session:
     text = (
         f'[repository]\nurl = "file://{directory}/none"\nkey_file = "{key_file}"\n[spool]\npath = "{directory}/spool"\n'
     )
-    session = Session(parse_config(text.encode(), directory / "drsync.toml", host_name="alpha"), FakeClock())
+    text += "[retention]\nlast = 10\ndaily = 7\n"
+    clock = FakeClock()
+    clock.advance(LATER_S)
+    session = Session(parse_config(text.encode(), directory / "drsync.toml", host_name="alpha"), clock)
     session.store = store
     return session
 

@@ -19,7 +19,7 @@ _NUMBERS = ("stay", "dropped", "deleted", "wait", "copied", "will free", "costs"
 @pass_app
 @click.pass_context
 def command(ctx: click.Context, app: App, vm: str | None, *, dry_run: bool) -> None:
-    """Drop the points that [retention] drops, and delete what nothing needs any more.
+    """Drop points by [retention], delete what nothing needs.
 
     Of VM, or of all VMs in the repository. First a horizon is written: from then on the dropped points are none any
     more. What they alone needed is deleted by a later run, when the grace time ([prune] grace) is over; blocks that

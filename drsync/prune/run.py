@@ -33,6 +33,7 @@ from drsync.image import place, read_pack
 from drsync.log import Log, Segment
 from drsync.mapping import rewrite_map
 from drsync.model import NoProgress, Progress
+from drsync.pins import read_pins
 from drsync.prune.copying import Replacement, replace_run
 from drsync.prune.inventory import Inventory, listed_packs, take_inventory
 from drsync.prune.liveness import Placed, lives_of
@@ -61,6 +62,8 @@ class PruneOptions:
     prices: Prices = FREE
     copy_below: float = 0.5
     """Objects are copied out of if not more than this part of them is alive: so not more is copied than freed."""
+    most_dropped: int = 10_000
+    """Points of a VM that one horizon drops, the oldest first: bounds time and memory. The next one goes on."""
     dry_run: bool = False
 
 
@@ -163,8 +166,8 @@ class _Prune:
 
     def _is_due(self, found: Inventory) -> bool:
         """Whether the horizon in force is so old that nobody reads any more what it took out of use."""
-        modified = found.horizon_modified
-        return modified is not None and self._now - modified >= self._options.grace
+        modified, grace = found.horizon_modified, self._options.grace
+        return modified is not None and (grace <= timedelta(0) or self._now - modified >= grace)
 
     def _inventory(self, horizon: Horizon) -> Inventory:
         return take_inventory(self._objects, horizon, committed=self._committed)
@@ -224,7 +227,7 @@ class _Prune:
     def _plan(self, horizon: Horizon, found: Inventory, new: Sequence[_Known]) -> Plan:
         numbers = [*sorted(horizon.survivors), *(segment.seq for segment in new if segment.is_point)]
         points = [Aged(seq, found.segments[seq].modified) for seq in numbers]
-        verdicts = decide(points, self._rules, self._pins, self._now)
+        verdicts = _limited(decide(points, self._rules, self._pins, self._now), self._options.most_dropped)
         dropped = [verdict for verdict in verdicts if not verdict.keep]
         return Plan(
             vm=self._log.vm,
@@ -300,6 +303,7 @@ class _Prune:
             sealed = seal.seal(buffer, seal.FRAMES_START, header, index, self._objects.object_keys(header))
         except Malformed as err:
             raise PruneRefused(vm=self._log.vm, problem=f"its horizon can't be written: {err}") from err
+        self._check_pins(plan)
         name = names.horizon(self._log.vm, number)
         try:
             self._objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
@@ -307,6 +311,20 @@ class _Prune:
             raise PruneRaced(vm=self._log.vm, number=number) from err
         _LOGGER.info("vm=%s horizon=%d dropped=%d runs=%d", self._log.vm, number, len(plan.dropped), len(done))
         return done
+
+    def _check_pins(self, plan: Plan) -> None:
+        """Look, at the last moment, whether a point that goes was pinned since the rules were asked (F42).
+
+        Copying may take hours. `drsync pin` looks the other way: first its record, then whether the point is there.
+
+        Raises:
+            PruneRefused: one was; what was copied becomes orphans.
+        """
+        standing = {pin.point for pin in read_pins(self._objects).for_rules() if not pin.until or pin.until > self._now}
+        pinned = sorted(standing & {verdict.point for verdict in plan.dropped})
+        if pinned:
+            problem = f"point {pinned[0]} was pinned while it worked; the next run keeps it"
+            raise PruneRefused(vm=self._log.vm, problem=problem)
 
     def _map(self, old: Horizon, plan: Plan) -> None:
         """Bring the newest block map under the new horizon. It is a cache: what fails is told, and is no error."""
@@ -339,6 +357,13 @@ class _Prune:
             waiting_until=found.horizon_modified + self._options.grace if left and found.horizon_modified else None,
             new_objects=1 + len(done) + sum(len(d.packs) for d in done),
         )
+
+
+def _limited(verdicts: Sequence[Verdict], most: int) -> list[Verdict]:
+    """The verdicts (newest first), of which not more than so many drop a point; the others stay for now."""
+    beyond = {v.point for v in [v for v in verdicts if not v.keep][:-most]}
+    reason = "more points go than one run drops: it stays for the next run"
+    return [replace(v, keep=True, reasons=(reason,)) if v.point in beyond else v for v in verdicts]
 
 
 def _known(segment: Segment) -> _Known:

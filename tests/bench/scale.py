@@ -22,6 +22,7 @@ from many_points import beat, crowd, open_session
 from drsync.cli import render, views
 from drsync.model import NoProgress
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
+from drsync.store.retry import RetryingStore
 
 MIB = 1024 * 1024
 
@@ -150,13 +151,14 @@ def main() -> None:
     store = CountingStore(FarStore(crowded, options.latency_ms / 1000))
     found: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
-        session = open_session(Path(name), root, store)
+        session = open_session(Path(name), root, RetryingStore(store))
         vm = f"vm-{options.vms // 2:04}"
         measure("open the repository", store, lambda: session.repository, found)
         measure("status", store, session.status, found)
         measure("points", store, session.summaries, found)
         measure("points VM", store, lambda: session.points(vm), found)
         measure("verify VM", store, lambda: session.verify(vm, NoProgress()), found)
+        measure("prune VM --dry-run", store, lambda: session.prune(vm, lambda _: NoProgress(), dry_run=True), found)
         measure("restore VM, until the first block", store, lambda: session.find_point(vm), found)
         if options.every_point:
             every = (views.point(point) for name in session.known_vms() for point in session.points(name))
