@@ -25,9 +25,9 @@ GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 @json_option
 @pass_app
 def command(app: App, vm: str | None, group: str | None) -> None:
-    """List the points of a VM, or the oldest and the newest of each VM in the repository.
+    """List the points of a VM, or of all VMs at a glance.
 
-    With --json, and without a VM: every point of every VM.
+    Without a VM: the oldest and the newest point of each; with --json every point of every VM.
     """
     if vm is not None and group is not None:
         raise click.UsageError("VM and --group both choose the points: give one of them")
