@@ -16,6 +16,8 @@ from enum import Enum
 from types import TracebackType
 from typing import Literal, Self
 
+from figures import count
+
 from drsync.errors import StoreUnavailable
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
 
@@ -97,8 +99,8 @@ class FaultyStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         fault = self._due("list", prefix)
-        for count, info in enumerate(self._inner.list(prefix, after=after)):
-            if fault is not None and count == fault.at:
+        for number, info in enumerate(self._inner.list(prefix, after=after)):
+            if fault is not None and number == fault.at:
                 _lose_reply(fault)
             yield info
         _lose_reply(fault)
@@ -125,6 +127,7 @@ class FaultyStore:
     ) -> None:
         if error is None:
             assert self.not_fired == [], f"these faults never happened: {self.not_fired}"
+            count("faults injected and survived", len(self._faults))
 
 
 def _lose_reply(fault: Fault | None) -> None:

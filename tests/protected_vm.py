@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from figures import compared
 from forwarding_source import ForwardingSource
 
 from drsync.capture import CaptureOptions, Outcome, run_cycle
@@ -234,7 +235,9 @@ class ProtectedVm:
         found = self.points()
         log = self.log()
         for point in found:
-            assert restored(log, point.number) == self.seen[point.capture], f"point {point.number} is not as captured"
+            disks = restored(log, point.number)
+            assert disks == self.seen[point.capture], f"point {point.number} is not as captured"
+            compared(sum(map(len, disks.values())))
         return found
 
     def check_settled(self, host: str = "alpha") -> Point:

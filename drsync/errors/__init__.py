@@ -54,6 +54,7 @@ from drsync.errors.config import (
 from drsync.errors.guest import FreezeFailed, GuestError, GuestHeld
 from drsync.errors.log import (
     ChainBroken,
+    EncodingWrong,
     Fenced,
     IntegrityError,
     LayerDamaged,
@@ -147,6 +148,7 @@ __all__ = [
     "DomainExists",
     "DomainMissing",
     "DrsyncError",
+    "EncodingWrong",
     "Fenced",
     "FixFailed",
     "FixUnavailable",

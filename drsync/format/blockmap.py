@@ -240,7 +240,7 @@ def open_page(keys: ObjectKeys, stored: bytes, offset: int, binding: bytes, numb
         raise Malformed(f"its page {number} at offset {offset} does not authenticate") from err
     try:
         size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= MAX_PAGE_BYTES:
+        if not 0 < size <= MAX_PAGE_BYTES:  # see seal._decompress
             raise Malformed(f"its page {number} claims {size} bytes")
         return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
     except zstandard.ZstdError as err:

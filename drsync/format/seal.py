@@ -189,7 +189,7 @@ def parse_header(head: bytes) -> Header:
 def _decompress(packed: bytes) -> bytes:
     try:
         size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= MAX_INDEX_BYTES:
+        if not 0 < size <= MAX_INDEX_BYTES:  # 0 is what a frame to skip tells, of any size, and then no bound holds
             raise Malformed(f"its index claims {size} bytes")
         return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
     except zstandard.ZstdError as err:
