@@ -330,7 +330,7 @@ RULES: Final = (
 )
 
 
-def tests_in(file: Path) -> set[str]:
+def functions_of(file: Path) -> set[str]:
     """The names of the tests in a file."""
     tree = ast.parse(file.read_bytes())
     found = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from figures import count
+
 PIECE_BYTES = 4096
 
 
@@ -87,6 +89,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._unfired = 0
+        self._scripted = 0
         self._start(self._accept)
 
     @property
@@ -97,6 +100,7 @@ class Proxy:
         with self._lock:
             self._faults.extend(faults)
             self._unfired += len(faults)
+            self._scripted += len(faults)
             for each in self._open:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
@@ -117,6 +121,7 @@ class Proxy:
         self._listener.close()
         if error is None:
             assert self._unfired == 0, f"{self._unfired} faults never happened"
+            count("faults injected and survived", self._scripted)
 
     def _start(self, function: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=function, args=args, daemon=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 import pytest
 from crashing import Bomb, Mined
-from figures import compared
+from figures import compared, count
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from protected_vm import VM, Contents, Witness
@@ -221,6 +221,7 @@ class PowerCut:
 
     def run(self, lab: Lab) -> None:
         lab.daemon.kill()
+        count("crashes")
         lab.daemon.start()
         lab.oracle = {name: bytearray(lab.daemon.read(name)) for name in SIZES}
 

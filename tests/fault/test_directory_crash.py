@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from figures import count
+
 from drsync.store.directory import DirectoryStore
 from drsync.units import MiB
 
@@ -34,6 +36,7 @@ def write_until_killed(root: Path, first: int, count: int) -> list[int]:
         while names(root / ".tmp") <= before:
             pass
         process.kill()
+        count("crashes")
         return acknowledged + [int(line) for line in process.stdout if line.endswith("\n")]
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 from command_line import Cli, Done
+from figures import compared, count
 
 FOLDERS: Final = sorted(Path(__file__).parent.glob("format-*"))
 RECOVER: Final = Path(__file__).parents[2] / "examples" / "recover.py"
@@ -102,6 +103,10 @@ def disks_in(output: Path) -> dict[str, Content]:
     return {path.stem: content_of(path) for path in sorted(output.glob("*.raw"))}
 
 
+def size_of(disks: Mapping[str, Content]) -> int:
+    return sum(disk["size_bytes"] for disk in disks.values())
+
+
 def restore(cli: Cli, golden: Golden, output: Path, *words: str) -> Done:
     where = ["--to", "image", "--output", str(output), "--format", "raw"]
     return cli.run("restore", golden.vm, *where, *words)
@@ -159,6 +164,7 @@ def test_restore_brings_every_point_back(golden: Golden, use_key: Any, tmp_path:
         done = restore(cli, golden, output, "--point", str(point))
         assert done.code == 0, done
         assert disks_in(output) == expected, f"point {point}"
+        compared(size_of(expected))
     assert restore(cli, golden, tmp_path / "newest").code == 0
     assert disks_in(tmp_path / "newest") == golden.expected[max(golden.expected)]
 
@@ -176,6 +182,7 @@ def test_recover_py_brings_every_point_back(golden: Golden, key: str, cli: Cli, 
             _, complaint = process.communicate(timeout=60)
             assert process.returncode == 0, complaint
         assert {disk: content_of(output) for disk, output in outputs.items()} == expected, f"point {point}"
+        compared(size_of(expected))
 
 
 @EVERY
@@ -207,6 +214,7 @@ def test_verify_notices_a_changed_byte_anywhere_in_a_segment_or_pack(golden: Gol
         done = cli.run("verify", "--read-data", "--json")
         damage(path, at)
         assert done.code in {40, 41}, f"byte {at} of {name}: {done}"
+        count("bad inputs refused")
         assert any(name in problem["message"] for problem in done.json[0]["problems"]), f"byte {at}: {done}"
     cli.ok("verify", "--read-data")
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from rules import PAGE, ROOT, RULES, Rule, table, tests_in
+from rules import PAGE, ROOT, RULES, Rule, table, functions_of
 
 
 def test_there_are_36_rules_and_each_has_its_tests() -> None:
@@ -15,7 +15,7 @@ def test_there_are_36_rules_and_each_has_its_tests() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.number))
 def test_the_tests_of_a_rule_exist(rule: Rule) -> None:
     for file, names in rule.tests.items():
-        assert set(names) <= tests_in(ROOT / "tests" / file), file
+        assert set(names) <= functions_of(ROOT / "tests" / file), file
 
 
 def test_the_page_shows_the_rules_as_they_are() -> None:
@@ -23,5 +23,5 @@ def test_the_page_shows_the_rules_as_they_are() -> None:
 
 
 def test_the_page_names_no_test_that_does_not_exist() -> None:
-    known = {name for file in (ROOT / "tests").rglob("test_*.py") for name in tests_in(Path(file))}
+    known = {name for file in (ROOT / "tests").rglob("test_*.py") for name in functions_of(Path(file))}
     assert set(re.findall(r"\btest_\w+\b(?!\.py)", PAGE.read_text())) <= known
