@@ -13,7 +13,7 @@ import mutants
 import pytest
 import rules
 from ec2_lab import Cloud, connect
-from hypothesis import settings
+from hypothesis import Phase, settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
 from soak import SEED, SOAK
 
@@ -27,6 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it f
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
+settings.register_profile(
+    "mutants", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], database=None
+)
 settings.register_profile("soak", settings.get_profile("dev"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "dev"))
 

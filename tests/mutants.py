@@ -103,7 +103,7 @@ def killer_of(mutant: Mutant, tree: Path) -> str:
 
 def _first_failure(tree: Path, tests: Sequence[str]) -> str:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "--seed=1"]
-    environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "dev"}
+    environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutants"}
     for name in ("DRSYNC_SOAK", "DRSYNC_SOAK_MINUTES"):
         environ.pop(name, None)
     try:

@@ -1,7 +1,8 @@
 """The list of mutants fits the code, and the recorded run killed all of them (tests/mutants.sh runs them)."""
 
 import pytest
-from mutants import MUTANTS, ROOT, Mutant, recorded, rows_of
+from mutants import MUTANTS, Mutant, recorded, rows_of
+from rules import ROOT
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.module}: {mutant.meaning}")

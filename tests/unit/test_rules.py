@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from rules import PAGE, ROOT, RULES, Rule, table, functions_of
+from rules import PAGE, ROOT, RULES, Rule, functions_of, table
 
 
 def test_there_are_36_rules_and_each_has_its_tests() -> None:
