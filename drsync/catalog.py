@@ -7,11 +7,12 @@ from enum import StrEnum
 
 import msgspec
 
-from drsync.errors import UnknownPoint
+from drsync.errors import PointLost, UnknownPoint
 from drsync.format.segment import DiskMeta
 from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
+from drsync.retention import Aged
 
 
 class GroupTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +114,21 @@ def points(log: Log) -> list[Point]:
     """
     newest = log.newest()
     return points_of(list(log.chain(1, newest))) if newest else []
+
+
+def aged(log: Log, known: Sequence[Point]) -> list[Aged]:
+    """When the store took each of these points: the times that retention reckons with (F43).
+
+    What a host wrote into a point as its time is not asked: its clock may be wrong, or the host in wrong hands.
+
+    Raises:
+        PointLost: one of them is not in the log any more.
+    """
+    taken = {seq: info.modified for seq, info in log.listed()}
+    missing = [point.number for point in known if point.number not in taken]
+    if missing:
+        raise PointLost(vm=log.vm, found=max(taken, default=0), expected=missing[0])
+    return [Aged(point.number, taken[point.number]) for point in known]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

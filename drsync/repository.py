@@ -27,6 +27,8 @@ from drsync.store import ObjectStore
 from drsync.store.probe import create_in_a_race
 
 _MAX_RECORD_BYTES = 64 * 1024
+_NUMBERED = {"segment", "pin"}
+"""Kinds whose names are their numbers; those of others end with their object ids."""
 
 
 class RepositoryRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +146,7 @@ class VmObjects:
         expected = (kind, self.repository_id.hex(), self.vm, seq)
         if (claimed.kind, claimed.repository, claimed.vm, claimed.seq) != expected:
             raise Malformed(f"it is {claimed.kind} {claimed.seq} of VM {claimed.vm!r}, not what its name says")
-        if kind != "segment" and not name.endswith(claimed.object):
+        if kind not in _NUMBERED and not name.endswith(claimed.object):
             raise Malformed("it is another object than its name says")
         return seal.open_index(data, footer, self.object_keys(claimed))
 

@@ -26,6 +26,8 @@ from drsync.errors import (
     IntegrityError,
     LibraryMissing,
     LiveUnavailable,
+    LocksMissing,
+    NotPinned,
     ObjectMissing,
     PointLost,
     RepositoryExists,
@@ -43,10 +45,12 @@ from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
+from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Log, Segment
 from drsync.mapped import newest_stretch
 from drsync.model import Clock, Progress
 from drsync.pace import TokenBucket
+from drsync.pins import PinRecord, Pins, pin_point, read_pins, unpin_point
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
@@ -54,10 +58,13 @@ from drsync.protection import Protection, libvirt_needed
 from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
+from drsync.retention import Aged, Rules, decide
+from drsync.retention import Verdict as Kept
 from drsync.seed import SeedOptions, is_to_be_streamed
 from drsync.source import DiskSurvey, Source
 from drsync.spool import Spool
 from drsync.store import ObjectStore
+from drsync.store.lock import ObjectLocks
 from drsync.target.image import ImageDisk, ImageFormat, check_room, write_text_file
 from drsync.verify import VmReport, verify
 
@@ -103,6 +110,23 @@ class RestorePlan:
     definition_path: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retained:
+    """What becomes of the points of a VM."""
+
+    vm: str
+    rules: Rules
+    points: Sequence[Point]
+    """In order; `aged` too."""
+    aged: Sequence[Aged]
+    verdicts: Sequence[Kept]
+    """The newest first."""
+
+    @property
+    def dropped(self) -> int:
+        return sum(not verdict.keep for verdict in self.verdicts)
+
+
 class Session:
     """One configuration, open for work."""
 
@@ -119,7 +143,13 @@ class Session:
         from drsync.store.open import open_store  # noqa: PLC0415 - a store's library is large, and not always needed
 
         settings = self.config.repository
-        return open_store(settings.url, endpoint_url=settings.endpoint_url, region=settings.region, pace=self._upload)
+        return open_store(
+            settings.url,
+            endpoint_url=settings.endpoint_url,
+            region=settings.region,
+            pace=self._upload,
+            lock=settings.lock,
+        )
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -152,9 +182,11 @@ class Session:
 
         Raises:
             RepositoryExists, KeyFileExists: one of them is there already; nothing was changed.
+            LocksMissing: objects shall be locked, and can't; nothing was changed.
         """
         if find_record(self.store) is not None:
             raise RepositoryExists(url=self.store.url)
+        self._check_locks()
         root = RootKey.generate()
         path = self.config.repository.key_file
         write_key_file(path, root)
@@ -164,6 +196,18 @@ class Session:
             if not err.retryable:  # else the repository may be there, and this key the only one that opens it
                 path.unlink(missing_ok=True)
             raise
+
+    def _check_locks(self) -> None:
+        """Find out, before there is a repository, whether what it is to be locked with is there.
+
+        The first write is no proof: there are stores that take a lock, and set none.
+
+        Raises:
+            LocksMissing: it is not.
+        """
+        policy = self.config.repository.lock
+        if policy is not None and not self.locks.lock_support().enabled:
+            raise LocksMissing(url=self.store.url, problem="the bucket has no Object Lock")
 
     def recover_key(self, recovery: RecoveryKey) -> Path:
         """Write the key file from the recovery key; its path.
@@ -175,6 +219,10 @@ class Session:
         path = self.config.repository.key_file
         write_key_file(path, recover_root_key(self.store, recovery))
         return path
+
+    @cached_property
+    def _lock_watch(self) -> LockWatch:
+        return LockWatch(self.locks, self.config.repository.lock, self.clock)
 
     def log(self, vm: str) -> Log:
         """The log of a VM; it may be empty."""
@@ -420,10 +468,95 @@ class Session:
             if state.wrote_seq and state.checked_at and not state.fenced_by:
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
         write_heartbeat(self.repository, self.config.daemon.host, seen)
+        self._lock_watch.look()
 
     def points(self, vm: str) -> list[Point]:
         """All points of a VM, in order."""
         return catalog.points(self.log(vm))
+
+    def pins(self, vm: str) -> Pins:
+        """The pins of a VM.
+
+        Raises:
+            PinsBroken, ObjectDamaged: they can't be told.
+        """
+        return read_pins(self.log(vm).objects)
+
+    def retained(self, vm: str) -> Retained:
+        """What the rules, the pins and the store's times say of each point of a VM. Nothing is deleted.
+
+        Raises:
+            PinsBroken, IntegrityError, StoreError: it can't be told.
+        """
+        log, rules = self.log(vm), self.config.retention.of(vm)
+        known = catalog.points(log)
+        aged = catalog.aged(log, known)
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
+
+    def pin(self, vm: str, number: int, *, until: datetime | None, note: str, dry_run: bool) -> PinRecord:
+        """Keep a point, until then or until it is unpinned.
+
+        Raises:
+            UnknownVm, UnknownPoint: there is no such point.
+            PinsBroken, StoreError: it can't be pinned.
+        """
+        self._existing(vm, number)
+        now = self.clock.now()
+        if dry_run:
+            return PinRecord(point=number, pinned=True, until=until, time=now, note=note)
+        record = pin_point(self.log(vm).objects, number, until=until, note=note, now=now)
+        self._existing(vm, number)  # else it was dropped at this moment
+        return record
+
+    def unpin(self, vm: str, number: int, *, dry_run: bool) -> PinRecord:
+        """Take a point's pin away; what it was.
+
+        Raises:
+            UnknownVm: there is no such VM.
+            NotPinned: the point has none.
+            PinsBroken, StoreError: it can't be taken away.
+        """
+        self.known_vms(vm)
+        if not dry_run:
+            return unpin_point(self.log(vm).objects, number, now=self.clock.now())
+        record = self.pins(vm).of(number)
+        if record is None:
+            raise NotPinned(vm=vm, point=number)
+        return record
+
+    def _existing(self, vm: str, number: int) -> None:
+        self.known_vms(vm)
+        catalog.choose(vm, self.points(vm), number=number)
+
+    @cached_property
+    def locks(self) -> ObjectLocks:
+        """The locks of the store; of one that has none, it says so."""
+        if not isinstance(self.store, ObjectLocks):
+            raise LocksMissing(url=self.store.url, problem="only S3 buckets can")
+        return self.store
+
+    def lock_status(self) -> LockStatus:
+        """How long all objects of the repository are locked; needs no key.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return lock_status(self.locks, self.config.repository.lock, self.clock.now())
+
+    def extend_locks(self, *, budget_s: float, resume: LockPass | None = None, dry_run: bool = False) -> LockPass:
+        """A part of a pass over all objects; needs no key (see locks.extend_locks).
+
+        Raises:
+            LocksMissing: the configuration asks for none.
+            StoreError: the objects can't be listed.
+        """
+        policy = self.config.repository.lock
+        if policy is None:
+            raise LocksMissing(url=self.config.repository.url, problem="[repository] has no lock")
+        return extend_locks(
+            self.store, self.locks, policy, self.clock, budget_s=budget_s, resume=resume, dry_run=dry_run
+        )
 
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""

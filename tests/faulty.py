@@ -19,9 +19,9 @@ from typing import Literal, Self
 from figures import count
 
 from drsync.errors import StoreUnavailable
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
-Method = Literal["create", "replace", "get", "get_range", "get_tail", "list"]
+Method = Literal["create", "replace", "get", "get_range", "get_tail", "list", "delete"]
 
 
 class Effect(Enum):
@@ -29,7 +29,7 @@ class Effect(Enum):
 
     REFUSED = "raised before the store is reached"
     REPLY_LOST = "raised after the store has done it; a listing, after its first `at` keys"
-    CUT = "only the first `at` bytes are stored, or come back"
+    CUT = "only the first `at` bytes are stored, or come back; a listing ends behind its first `at` keys"
     CORRUPT = "bit 0 of byte `at` is changed when it is stored, or comes back"
 
 
@@ -102,8 +102,21 @@ class FaultyStore:
         for number, info in enumerate(self._inner.list(prefix, after=after)):
             if fault is not None and number == fault.at:
                 _lose_reply(fault)
+                if fault.effect is Effect.CUT:
+                    return
             yield info
         _lose_reply(fault)
+
+    def delete(self, key: str) -> None:
+        fault = self._due("delete", key)
+        self._inner.delete(key)
+        _lose_reply(fault)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)
 
     def _due(self, method: Method, key: str) -> Fault | None:
         """Count a call; the fault that is due at it, if it is not of the kind that is raised at once."""

@@ -7,12 +7,13 @@ import click
 from drsync.catalog import GroupPoint, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.pins import PinRecord
 from drsync.units import format_size
 
 if TYPE_CHECKING:
     from drsync.session import Session
 
-COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "reason")
+COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "pinned", "reason")
 GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 
 
@@ -29,13 +30,20 @@ def command(app: App, vm: str | None, group: str | None) -> None:
     if group is not None:
         _list_group(app, session, group)
         return
-    points = [point for name in session.known_vms(vm) for point in session.points(name)]
+    points = [
+        (point, pins.of(point.number))
+        for name in session.known_vms(vm)
+        for pins in [session.pins(name)]
+        for point in session.points(name)
+    ]
     if app.as_json:
-        render.document([views.point(point) for point in points])
+        render.document([views.point(point, pin) for point, pin in points])
     elif not points:
         render.line("no points yet; drsync capture VM makes one")
     else:
-        render.table(COLUMNS, [_row(point) for point in points], right=("point", "changed", "stored", "parent"))
+        render.table(
+            COLUMNS, [_row(point, pin) for point, pin in points], right=("point", "changed", "stored", "parent")
+        )
 
 
 def _list_group(app: App, session: "Session", group: str) -> None:
@@ -70,7 +78,7 @@ def _milliseconds(skew_ms: float) -> str:
     return f"{skew_ms:.1f} ms"
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: Point, pin: PinRecord | None) -> tuple[str, ...]:
     return (
         point.vm,
         str(point.number),
@@ -81,5 +89,6 @@ def _row(point: Point) -> tuple[str, ...]:
         format_size(point.changed_bytes),
         format_size(point.stored_bytes),
         "-" if point.parent is None else str(point.parent),
+        "-" if pin is None else "yes" if pin.until is None else f"until {pin.until:%Y-%m-%d %H:%M}Z",
         "; ".join(filter(None, (point.reason, point.quiesce.reason if point.quiesce else ""))),
     )

@@ -61,6 +61,12 @@ def usage_error(message: str, *, remedy: str, as_json: bool) -> None:
     _failure(fields, as_json=as_json)
 
 
+def alarm(err: DrsyncError) -> None:
+    """Print what will go wrong, and what to run, beside a result that was printed."""
+    note(f"alarm: {_one_line(str(err))}")
+    note(f"remedy: {_one_line(err.remedy)}")
+
+
 def bug(err: BaseException, *, as_json: bool) -> None:
     """Print that drsync itself is wrong, and where."""
     note("".join(traceback.format_exception(err)).rstrip())

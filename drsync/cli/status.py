@@ -5,7 +5,9 @@ import click
 from drsync.catalog import PreflightTold, VmStatus
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.cli.lock import described
 from drsync.journal import SeedProgress
+from drsync.locks import LockState
 from drsync.units import format_duration, format_size
 
 COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "preflight", "last error")
@@ -14,17 +16,25 @@ COLUMNS = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed", "prefl
 @click.command("status")
 @json_option
 @pass_app
-def command(app: App) -> None:
+@click.pass_context
+def command(ctx: click.Context, app: App) -> None:
     """Show how well each VM is protected.
 
     Its newest point, the lag of that against the RPO, its spool, how far its seed is, what its last preflight came to,
-    its last error.
+    its last error. With `lock` in [repository] also how long all objects are locked; if that is less than a quarter of
+    `lock`, the exit code is 89.
     """
-    found = app.session().status()
+    session = app.session()
+    found, locked = session.status(), session.lock_status()
     if app.as_json:
-        render.document([views.status(status) for status in found])
+        render.document([views.status(status, locked) for status in found])
     else:
         render.table(COLUMNS, [_row(status) for status in found], right=("point", "lag", "RPO", "spool"))
+        if locked.state is not LockState.OFF:
+            render.line(described(locked))
+    if locked.state in (LockState.LAPSING, LockState.LAPSED) and locked.error is not None:
+        render.alarm(locked.error)
+        ctx.exit(locked.error.code)
 
 
 def _row(status: VmStatus) -> tuple[str, ...]:

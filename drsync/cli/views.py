@@ -9,13 +9,15 @@ from drsync.errors import DrsyncError
 if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.catalog import GroupPoint, GroupTold, Point, PreflightTold, VmStatus
     from drsync.journal import SeedProgress
+    from drsync.locks import LockPass, LockStatus
+    from drsync.pins import PinRecord
     from drsync.preflight.report import Report
     from drsync.recovery.cloud.cost import Cost
     from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
-    from drsync.session import RestorePlan, RestoreRequest
+    from drsync.session import RestorePlan, RestoreRequest, Retained
     from drsync.source import DiskSurvey
     from drsync.verify import VmReport
 
@@ -38,8 +40,8 @@ def error(err: DrsyncError) -> Document:
     }
 
 
-def point(value: "Point") -> Document:
-    """A recovery point."""
+def point(value: "Point", pin: "PinRecord | None" = None) -> Document:
+    """A recovery point; `pin` is what keeps it, if a person does."""
     return {
         "vm": value.vm,
         "point": value.number,
@@ -62,6 +64,7 @@ def point(value: "Point") -> Document:
         "reason": value.reason,
         "capture": value.capture,
         "epoch": value.epoch,
+        "pin": None if pin is None else {"until": instant(pin.until), "note": pin.note, "pinned": instant(pin.time)},
         "quiesce": _quiesce(value),
         "group": _group(value.quiesce.group) if value.quiesce and value.quiesce.group else None,
     }
@@ -107,8 +110,58 @@ def group_point(value: "GroupPoint") -> Document:
     }
 
 
-def status(value: "VmStatus") -> Document:
-    """How well a VM is protected."""
+def retained(value: "Retained", *, explained: bool) -> Document:
+    """What becomes of the points of a VM."""
+    rules = value.rules
+    taken = {aged.point: aged.time for aged in value.aged}
+    points = [
+        {"point": v.point, "stored_at": instant(taken[v.point]), "keep": v.keep, "reasons": list(v.reasons)}
+        for v in value.verdicts
+    ]
+    return {
+        "vm": value.vm,
+        "rules": None
+        if rules.keeps_all
+        else {
+            "last": rules.last,
+            "hourly": rules.hourly,
+            "daily": rules.daily,
+            "weekly": rules.weekly,
+            "monthly": rules.monthly,
+            "yearly": rules.yearly,
+            "minimum_age_seconds": rules.minimum_age.total_seconds(),
+        },
+        "kept": len(value.verdicts) - value.dropped,
+        "dropped": value.dropped,
+        "points": points if explained else None,
+    }
+
+
+def locks(value: "LockStatus") -> Document:
+    """How long all objects of the repository are locked."""
+    return {
+        "state": value.state,
+        "until": instant(value.until),
+        "error": None if value.error is None else error(value.error),
+    }
+
+
+def lock_pass(value: "LockPass", *, dry_run: bool) -> Document:
+    """What a pass over all locks has done."""
+    return {
+        "done": value.done,
+        "seen": value.seen,
+        "extended": value.extended,
+        "unlocked": value.unlocked,
+        "failed": value.failed,
+        "earliest": instant(value.earliest),
+        "dry_run": dry_run,
+        "error": None if value.problem is None else error(value.problem),
+    }
+
+
+def status(value: "VmStatus", locked: "LockStatus | None" = None) -> Document:
+    """How well a VM is protected, and how long its objects are locked."""
     return {
         "vm": value.vm,
         "state": value.state,
@@ -121,6 +174,7 @@ def status(value: "VmStatus") -> Document:
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
         "preflight": None if value.preflight is None else _preflight_told(value.preflight),
+        "locks": None if locked is None else locks(locked),
     }
 
 

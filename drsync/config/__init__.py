@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.reading import load_config, parse_config
+from drsync.config.retention import Retention
 from drsync.config.settings import (
     CloudSettings,
     Config,
@@ -38,6 +39,7 @@ __all__ = [
     "ProtectSettings",
     "QmpSource",
     "RepositorySettings",
+    "Retention",
     "SpoolSettings",
     "VmSettings",
     "captured_together",

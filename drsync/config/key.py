@@ -149,6 +149,21 @@ def read_keep(value: object) -> int:
     return value
 
 
+def read_count(value: object) -> int:
+    """How many of something stay; 0 = this is no reason to keep any."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1_000_000:
+        raise ValueError(f"{shown(value)} is not a whole number from 0 to 1000000")
+    return value
+
+
+def read_lock(value: object) -> float:
+    """Seconds that objects are locked for."""
+    seconds = read_duration(value)
+    if not 86400 <= seconds <= 3650 * 86400:
+        raise ValueError(f"{shown(value)} is not from 1d to 3650d")
+    return seconds
+
+
 def read_texts(value: object) -> Sequence[str]:
     """A list of texts; may be empty."""
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.key import shown
+from drsync.config.retention import Retention, RetentionSettings
 from drsync.config.settings import (
     SOURCES,
     TABLES,
@@ -25,6 +26,7 @@ from drsync.config.settings import (
 from drsync.config.table import TableReading, names_of
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import NAME_PATTERN, Consistency
+from drsync.retention import Rules
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
@@ -94,6 +96,7 @@ class _Reading(TableReading):
         repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
         limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
+        retention = self._retention(document.get("retention"))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
@@ -107,6 +110,7 @@ class _Reading(TableReading):
             repository=repository,
             spool=spool,
             limits=limits,
+            retention=retention,
             vms=vms,
             protects=protects,
             clouds=clouds,
@@ -115,11 +119,43 @@ class _Reading(TableReading):
 
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
-            for name in ("endpoint_url", "region"):
-                if getattr(repository, name) is not None:
+            given = {"endpoint_url": repository.endpoint_url, "region": repository.region, "lock": repository.lock_s}
+            for name, value in given.items():
+                if value is not None:
                     self.problems.append(
                         f"[repository]: {name} is only for s3:// repositories; url is {repository.url}"
                     )
+
+    def _retention(self, table: object) -> Retention:
+        """`[retention]` and its exceptions, each of which has what it does not say from `[retention]`."""
+        if table is None:
+            return Retention(exceptions={})
+        general = {name: value for name, value in table.items() if name != "vm"} if isinstance(table, dict) else table
+        default = self._rules("[retention]", general)
+        exceptions = table.get("vm", {}) if isinstance(table, dict) else {}
+        if not isinstance(exceptions, dict):
+            self.problems.append('[retention]: vm is not a table; write [retention.vm."NAME OR PATTERN"]')
+            exceptions = {}
+        if default is None or not isinstance(general, dict):
+            return Retention(exceptions={})
+        found: dict[str, Rules] = {}
+        for name, own in exceptions.items():
+            rules = self._rules(f"[retention.vm.{shown(name)}]", general | own if isinstance(own, dict) else own)
+            if rules is not None:
+                found[name] = rules
+        return Retention(default=default, exceptions=found)
+
+    def _rules(self, where: str, table: object) -> Rules | None:
+        settings = self.table(where, RetentionSettings, table)
+        if settings is None:
+            return None
+        rules = settings.rules()
+        if rules == Rules(minimum_age=rules.minimum_age):
+            self.problems.append(
+                f"{where}: no rule keeps anything for long; set last, hourly, daily, weekly, monthly or yearly"
+            )
+            return None
+        return rules
 
     def _vms(self, tables: object) -> tuple[VmSettings, ...]:
         if not isinstance(tables, list):

@@ -7,6 +7,7 @@ them by a test. Values are in the unit that their name says (`reserve_bytes`, `r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -17,6 +18,7 @@ from drsync.config.key import (
     read_disks,
     read_endpoint_url,
     read_keep,
+    read_lock,
     read_name,
     read_names,
     read_parallel,
@@ -30,8 +32,10 @@ from drsync.config.key import (
     read_uri,
     shown,
 )
+from drsync.config.retention import Retention, RetentionSettings
 from drsync.model import Consistency, OnFreezeFailure
 from drsync.pace import Rate
+from drsync.store.lock import LockMode, LockPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,34 @@ class RepositorySettings:
             why="Beside the configuration: the two belong to the host, not to the data.",
         ),
     ]
+    lock_s: Annotated[
+        float | None,
+        Key(
+            name="lock",
+            parse=read_lock,
+            meaning="Objects are locked for so long when they are made, 1d to 3650d, and the maintenance extends that "
+            "while they are needed. Only with `s3://`, and a bucket with Object Lock. The same on every host.",
+            why="Left out: nothing is locked. A bucket that can't lock would refuse every point. 30d is a good value.",
+        ),
+    ]
+    lock_mode: Annotated[
+        LockMode,
+        Key(
+            name="lock_mode",
+            parse=one_of(LockMode),
+            default="compliance",
+            meaning='Who can end a lock early: with `"compliance"` nobody, with `"governance"` who has the right '
+            "s3:BypassGovernanceRetention.",
+            why="A lock that can be opened will be. A mistake costs the space of one `lock`, no more.",
+        ),
+    ]
+
+    @property
+    def lock(self) -> LockPolicy | None:
+        """How objects are locked; None: they are not."""
+        if self.lock_s is None:
+            return None
+        return LockPolicy(mode=self.lock_mode, period=timedelta(seconds=self.lock_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -505,6 +537,7 @@ class Config:
     repository: RepositorySettings
     spool: SpoolSettings
     limits: LimitsSettings
+    retention: Retention
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     clouds: Sequence[CloudSettings]
@@ -523,6 +556,7 @@ TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
     "limits": LimitsSettings,
+    "retention": RetentionSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "cloud": CloudSettings,

@@ -9,8 +9,9 @@
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
-    ├── RecoveryError      80-89  VMs that came back, but are not up
-    ├── GuestError         90-99  the guest, held still for a capture
+    ├── RecoveryError      80-83  VMs that came back, but are not up
+    ├── RetentionError     88-93  which points stay, and locks (88, 89, 92, 93)
+    ├── GuestError         90-91  the guest, held still for a capture
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
 Each class has a `code` (also the exit code of the command line; click uses 1
@@ -75,6 +76,7 @@ from drsync.errors.repository import (
     WrongKey,
     WrongRecoveryKey,
 )
+from drsync.errors.retention import LocksLapsing, LocksMissing, NotPinned, PinsBroken, RetentionError
 from drsync.errors.source import (
     CaptureFailed,
     CaptureTimeout,
@@ -174,14 +176,18 @@ __all__ = [
     "LibvirtMissing",
     "LibvirtUnreachable",
     "LiveUnavailable",
+    "LocksLapsing",
+    "LocksMissing",
     "LogError",
     "NoWayToCopy",
+    "NotPinned",
     "NotQmp",
     "NotStarted",
     "NotUp",
     "ObjectDamaged",
     "ObjectExists",
     "ObjectMissing",
+    "PinsBroken",
     "PlanFailed",
     "PlanInvalid",
     "PointLost",
@@ -193,6 +199,7 @@ __all__ = [
     "RepositoryExists",
     "RepositoryMissing",
     "RepositoryTooNew",
+    "RetentionError",
     "SnapshotFailed",
     "SourceBusy",
     "SourceError",

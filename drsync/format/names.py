@@ -5,6 +5,7 @@ keys/recovery-<id>.json       the root key of repository <id>, wrapped by its re
 vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
+vm/<vm>/pin/<n:016x>          a pin record
 host/<host>.json              a heartbeat; the only object that is overwritten
 """
 
@@ -77,6 +78,28 @@ def seq_of_map(name: str) -> int:
     match = re.fullmatch(r"vm/[^/]+/map/([0-9a-f]{16})-[0-9a-f]{32}", name)
     if match is None:
         raise Malformed("its name is not a block map's")
+    return int(match[1], 16)
+
+
+def pin_prefix(vm: str) -> str:
+    """What the names of a VM's pin records start with."""
+    return f"vm/{vm}/pin/"
+
+
+def pin(vm: str, number: int) -> str:
+    """The name of pin record `number`."""
+    return f"{pin_prefix(vm)}{number:016x}"
+
+
+def number_of_pin(name: str) -> int:
+    """The number in a pin record's name.
+
+    Raises:
+        Malformed: the name is not a pin record's.
+    """
+    match = re.fullmatch(r"vm/[^/]+/pin/([0-9a-f]{16})", name)
+    if match is None or not 1 <= int(match[1], 16) <= MAX_SEQ:
+        raise Malformed("its name is not a pin record's")
     return int(match[1], 16)
 
 

@@ -1,4 +1,4 @@
-"""What segments, packs and maps have in common: one object, sealed (docs/format.md, "Objects").
+"""What segments, packs, maps and pin records have in common: one object, sealed (docs/format.md, "Objects").
 
     0              magic "DRSYNC1\\n"
     8              frames, back to back
@@ -42,12 +42,12 @@ _INDEX_NONCE: Final = bytes(12)  # the index key seals exactly one index
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an object says of itself in the clear; authenticated as associated data of its index."""
 
-    kind: Literal["segment", "pack", "map"]
+    kind: Literal["segment", "pack", "map", "pin"]
     repository: str
     vm: str
     object: str
     seq: int
-    """The number of a segment, or of the point that a map shows; 0 for a pack."""
+    """The number of a segment or pin record, or of the point that a map shows; 0 for a pack."""
     format: int = FORMAT_VERSION
 
 

@@ -8,13 +8,16 @@ from drsync.errors import StoreMisconfigured
 from drsync.model import Pace
 from drsync.store import ObjectStore
 from drsync.store.directory import DirectoryStore
+from drsync.store.lock import LockPolicy
 from drsync.store.paced import PacedStore
 
 
-def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: Pace | None = None) -> ObjectStore:
+def open_store(
+    url: str, *, endpoint_url: str | None, region: str | None, pace: Pace | None = None, lock: LockPolicy | None = None
+) -> ObjectStore:
     """The store at `url`: "file:///absolute/path" or "s3://bucket/prefix". Nothing is read or written yet.
 
-    `endpoint_url` and `region` matter to S3 stores only. What is written keeps to
+    `endpoint_url`, `region` and `lock` matter to S3 stores only. What is written keeps to
     `pace`. It does not retry: wrap it in a RetryingStore.
 
     Raises:
@@ -37,7 +40,7 @@ def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: 
         problem = "credentials do not belong in it; boto3 finds them in the environment or in ~/.aws"
         raise StoreMisconfigured(url=_shown(url), problem=problem)
     options = S3Options(bucket=parts.netloc, prefix=parts.path.strip("/"), endpoint_url=endpoint_url, region=region)
-    return S3Store(options, pace=pace)
+    return S3Store(options, pace=pace, lock=lock)
 
 
 def _open_directory(url: str, host: str, path: str) -> DirectoryStore:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from drsync.model import Pace
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 
 
 class PacedStore:
@@ -36,3 +36,12 @@ class PacedStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         return self._inner.list(prefix, after=after)
+
+    def delete(self, key: str) -> None:
+        self._inner.delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)

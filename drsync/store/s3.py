@@ -13,11 +13,11 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import boto3.session
@@ -26,15 +26,19 @@ from botocore.config import Config
 from drsync import __version__
 from drsync.boto import FOREIGN
 from drsync.errors import (
+    LocksMissing,
     ObjectDamaged,
+    ObjectMissing,
+    StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
 )
-from drsync.model import Pace
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.model import Clock, Pace, SystemClock
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.body import BodyReader
 from drsync.store.key import check_key, check_prefix, is_key
-from drsync.store.s3_errors import translate
+from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
+from drsync.store.s3_errors import is_lock_missing, is_without_lock, translate
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
     )
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_LOCK_MODES: Final[Mapping[LockMode, Literal["COMPLIANCE", "GOVERNANCE"]]] = {
+    LockMode.COMPLIANCE: "COMPLIANCE",
+    LockMode.GOVERNANCE: "GOVERNANCE",
+}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -99,12 +107,22 @@ class S3Options:
 class S3Store:
     """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used.
 
-    What it sends of objects keeps to `pace`, block by block.
+    What it sends of objects keeps to `pace`, block by block. With `lock` each object is created locked, until `clock`
+    says that the period is over; the bucket must have Object Lock.
     """
 
-    def __init__(self, options: S3Options, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        options: S3Options,
+        *,
+        pace: Pace | None = None,
+        lock: LockPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._options = options
         self._pace = pace
+        self._policy = lock
+        self._clock = clock or SystemClock()
         self._root = f"{options.prefix}/" if options.prefix else ""
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
@@ -116,6 +134,11 @@ class S3Store:
     def create(self, key: str, body: Bytes, *, sha256: bytes) -> None:
         request = self._put_request(key, body, sha256)
         request["IfNoneMatch"] = "*"
+        if self._policy is not None:
+            request["ObjectLockMode"] = _LOCK_MODES[self._policy.mode]
+            request["ObjectLockRetainUntilDate"] = self._clock.now() + self._policy.period
+            # With a lock S3 wants the checksum named, too ("PutObject", Object Lock parameters).
+            request["ChecksumAlgorithm"] = "SHA256"
         self._put("create", key, request)
 
     def replace(self, key: str, body: Bytes) -> None:
@@ -169,6 +192,86 @@ class S3Store:
                 return
             token = self._next_token(page, token)
 
+    def lock_support(self) -> LockSupport:
+        bucket = self._options.bucket
+        with self._translated("look at the versioning of", bucket):
+            versioned = self._client.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+        try:
+            found = self._client.get_object_lock_configuration(Bucket=bucket).get("ObjectLockConfiguration", {})
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                return LockSupport(enabled=False, versioned=versioned)
+            raise translate(err, url=self.url, operation="look at the locks of", key=bucket) from err
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        period = f"{rule.get('Days', 0)} days" if rule.get("Days") else f"{rule.get('Years', 0)} years"
+        default = f"{rule['Mode'].lower()} for {period}" if "Mode" in rule else ""
+        return LockSupport(enabled=found.get("ObjectLockEnabled") == "Enabled", versioned=versioned, default=default)
+
+    def lock_of(self, key: str) -> Lock | None:
+        check_key(key, self.url)
+        try:
+            reply = self._client.get_object_retention(Bucket=self._options.bucket, Key=self._root + key)
+        except FOREIGN as err:
+            if is_without_lock(err) or is_lock_missing(err):
+                return None
+            raise translate(err, url=self.url, operation="look at the lock of", key=key) from err
+        found = reply.get("Retention", {})
+        if "Mode" not in found or "RetainUntilDate" not in found:
+            return None
+        return Lock(mode=LockMode(found["Mode"].lower()), until=found["RetainUntilDate"].astimezone(UTC))
+
+    def extend_lock(self, key: str, lock: Lock) -> None:
+        check_key(key, self.url)
+        try:
+            self._client.put_object_retention(
+                Bucket=self._options.bucket,
+                Key=self._root + key,
+                Retention={"Mode": _LOCK_MODES[lock.mode], "RetainUntilDate": lock.until},
+                ChecksumAlgorithm="SHA256",
+            )
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            failure = translate(err, url=self.url, operation="lock", key=key)
+            if not (isinstance(failure, StoreDenied) and self._is_locked(key, lock)):
+                raise failure from err
+
+    def _is_locked(self, key: str, lock: Lock) -> bool:
+        """Whether an object is locked at least so: S3 refuses what would make a lock weaker."""
+        found = self.lock_of(key)
+        if found is None or found.until < lock.until:
+            return False
+        return found.mode is LockMode.COMPLIANCE or lock.mode is LockMode.GOVERNANCE
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        try:
+            with self._translated("delete", key):
+                self._client.delete_object(Bucket=self._options.bucket, Key=self._root + key)
+        except ObjectMissing:  # AWS does not say so, other stores do
+            pass
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self._translated("list unfinished uploads", self._root):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._options.bucket, Prefix=self._root
+            )
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"].removeprefix(self._root)
+                    if is_key(key) and upload["Key"].startswith(self._root):
+                        began = upload["Initiated"].astimezone(UTC)
+                        yield Unfinished(key=key, upload=upload["UploadId"], began=began)
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        check_key(unfinished.key, self.url)
+        request = {"Key": self._root + unfinished.key, "UploadId": unfinished.upload}
+        try:
+            with self._translated("abandon", unfinished.key):
+                self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
+        except ObjectMissing:
+            pass
+
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)
         return {
@@ -179,8 +282,12 @@ class S3Store:
         }
 
     def _put(self, operation: str, key: str, request: "PutObjectRequestTypeDef") -> None:
-        with self._translated(operation, key):
+        try:
             reply = self._client.put_object(**request)
+        except FOREIGN as err:
+            if self._policy is not None and is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            raise translate(err, url=self.url, operation=operation, key=key) from err
         if not reply.get("ETag"):
             # Some web server said 200, and nothing was stored: S3 always sends an ETag.
             raise StoreUnavailable(url=self.url, problem="what it sent is not the reply to a write")

@@ -1,4 +1,4 @@
-"""One suite for every store: the rules S1 to S6 of drsync/store/__init__.py."""
+"""One suite for every store: the rules S1 to S8 of drsync/store/__init__.py."""
 
 import hashlib
 import random
@@ -336,6 +336,87 @@ def test_s6_a_key_that_names_no_object_is_refused_by_every_method(store: ObjectS
         store.get_range(key, 0, 1)
     with pytest.raises(KeyUnusable):
         store.get_tail(key, 1)
+    with pytest.raises(KeyUnusable):
+        store.delete(key)
+
+
+def test_s7_what_was_deleted_is_gone_for_every_reader(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000001", b"first")
+    put(store, "vm/web/log/0000000000000002", b"second")
+    store.delete("vm/web/log/0000000000000001")
+    with pytest.raises(ObjectMissing):
+        store.get("vm/web/log/0000000000000001", limit_bytes=LIMIT_BYTES)
+    with pytest.raises(ObjectMissing):
+        store.get_range("vm/web/log/0000000000000001", 0, 1)
+    with pytest.raises(ObjectMissing):
+        store.get_tail("vm/web/log/0000000000000001", 1)
+    assert keys(store) == ["vm/web/log/0000000000000002"]
+
+
+def test_s7_deleting_what_is_not_there_is_no_error(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000002", b"second")
+    for _ in range(2):
+        store.delete("vm/web/log/0000000000000001")
+        store.delete("vm/web/log/0000000000000002")
+        store.delete("vm/db/log/0000000000000002/below")
+    assert keys(store) == []
+
+
+def test_s7_a_folder_is_no_object_and_stays(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000002", b"second")
+    store.delete("vm/web/log")
+    store.delete("vm/web")
+    assert keys(store) == ["vm/web/log/0000000000000002"]
+
+
+def test_s7_a_deleted_key_is_free_again(store: ObjectStore) -> None:
+    put(store, "vm/web/pack/p", b"first")
+    store.delete("vm/web/pack/p")
+    put(store, "vm/web/pack/p", b"other")
+    assert store.get("vm/web/pack/p", limit_bytes=LIMIT_BYTES) == b"other"
+
+
+def test_s7_nothing_outside_of_a_directory_store_is_deleted(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "repository")
+    put(store, "vm/web/pack/p", b"first")
+    (tmp_path / "precious").write_bytes(b"somebody's")
+    (tmp_path / "repository" / "vm" / "web" / "link").symlink_to(tmp_path)
+    store.delete("vm/web/link/precious")
+    assert (tmp_path / "precious").exists()
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+def test_s8_nothing_is_unfinished_that_was_stored_or_refused(store: ObjectStore) -> None:
+    put(store, "vm/web/pack/p", b"first")
+    with pytest.raises(ObjectExists):
+        put(store, "vm/web/pack/p", b"other")
+    assert list(store.unfinished()) == []
+
+
+def test_s8_what_a_dead_writer_left_in_a_directory_is_found_and_freed(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "repository")
+    put(store, "vm/web/pack/p", b"first")
+    (tmp_path / "repository" / ".tmp" / "0123abcd").write_bytes(b"half")
+    (left,) = store.unfinished()
+    assert abs(datetime.now(UTC) - left.began) < timedelta(minutes=5)
+    for _ in range(2):
+        store.abandon(left)
+    assert list(store.unfinished()) == []
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+@pytest.mark.localstack
+def test_s8_an_upload_in_parts_that_was_not_ended_is_found_and_freed(bucket: Bucket) -> None:
+    options = S3Options(bucket=bucket.name, prefix="dr/a", endpoint_url=bucket.endpoint_url, region=bucket.region)
+    store = S3Store(options)
+    for key in ("dr/a/image/one", "dr/b/other"):
+        bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)
+    (left,) = store.unfinished()
+    assert left.key == "image/one"
+    for _ in range(2):
+        store.abandon(left)
+    assert list(store.unfinished()) == []
+    assert len(bucket.client.list_multipart_uploads(Bucket=bucket.name)["Uploads"]) == 1, "another prefix's stays"
 
 
 @pytest.mark.parametrize("prefix", ["/", "../", "vm/../", "vm//", ".", "vm/\0"])

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import FrozenInstanceError
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from drsync.config.settings import SOURCES, TABLES
 from drsync.config.table import keys_of
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import is_name
+from drsync.retention import KEEP_ALL, Rules
+from drsync.store.lock import LockMode, LockPolicy
 from drsync.units import GiB
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +122,7 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
         (
             REPOSITORY + "[zzzz]",
-            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, spool, vm',
+            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, retention, spool, vm',
         ),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
@@ -324,6 +327,75 @@ def test_any_document_is_either_read_or_refused_in_words(document: dict[str, obj
     config, problems = read_document(document, PATH, host_name="alpha")
     assert (config is None) == bool(problems)
     assert all(problem and problem.isprintable() for problem in problems)
+
+
+def test_without_retention_everything_stays() -> None:
+    config = parse(REPOSITORY + VM)
+    assert config.retention.of("web") == KEEP_ALL
+    assert config.repository.lock is None
+
+
+def test_a_vm_has_the_rules_of_its_name_else_of_its_pattern_else_of_all() -> None:
+    config = parse(
+        REPOSITORY
+        + """
+        [retention]
+        last = 5
+        daily = 7
+        [retention.vm."db-*"]
+        daily = 90
+        [retention.vm."*-test"]
+        daily = 0
+        minimum_age = "0s"
+        [retention.vm.db-one]
+        yearly = 3
+        """
+    )
+    days = timedelta(days=3)
+    assert config.retention.of("web") == Rules(last=5, daily=7, minimum_age=days)
+    assert config.retention.of("db-two") == Rules(last=5, daily=90, minimum_age=days)
+    assert config.retention.of("db-test") == Rules(last=5, daily=90, minimum_age=days), "the first pattern counts"
+    assert config.retention.of("web-test") == Rules(last=5)
+    assert config.retention.of("db-one") == Rules(last=5, daily=7, yearly=3, minimum_age=days), "a name goes before"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[retention]", "[retention]: no rule keeps anything for long; set last, hourly, daily"),
+        ("[retention]\nminimum_age = '9d'", "[retention]: no rule keeps anything for long"),
+        ("[retention]\ndaily = -1", "[retention]: daily: -1 is not a whole number from 0 to 1000000"),
+        ("[retention]\ndaily = true", "[retention]: daily: true is not a whole number"),
+        ("[retention]\ndayly = 1", '[retention]: unknown key "dayly"; did you mean daily?'),
+        ("retention = 5", "[retention] = 5 is not a table"),
+        ("[retention]\nlast = 1\nvm = 5", "[retention]: vm is not a table"),
+        ("[retention]\nlast = 1\n[retention.vm]\nweb = 5", '[retention.vm."web"] = 5 is not a table'),
+        (
+            "[retention]\nlast = 1\n[retention.vm.web]\nlast = 0",
+            '[retention.vm."web"]: no rule keeps anything for long',
+        ),
+        (
+            "[retention]\nlast = 1\n[retention.vm.web]\nkeep = 0",
+            '[retention.vm."web"]: unknown key "keep"; it belongs to [cloud]',
+        ),
+    ],
+)
+def test_a_mistake_in_the_rules_is_told(text: str, problem: str) -> None:
+    assert problems_of(f"{text}\n{REPOSITORY}" if text.startswith("retention") else REPOSITORY + text)[0].startswith(
+        problem
+    )
+
+
+def test_locks_are_for_s3_alone_and_neither_too_short_nor_too_long() -> None:
+    bucket = '[repository]\nurl = "s3://bucket/site"\n'
+    assert parse(bucket + "lock = '30d'").repository.lock == LockPolicy(
+        mode=LockMode.COMPLIANCE, period=timedelta(days=30)
+    )
+    governed = parse(bucket + "lock = '1d'\nlock_mode = 'governance'").repository.lock
+    assert governed == LockPolicy(mode=LockMode.GOVERNANCE, period=timedelta(days=1))
+    assert "lock is only for s3://" in problem_of(REPOSITORY + "lock = '30d'")
+    for wrong in ("'1h'", "'4000d'"):
+        assert "is not from 1d to 3650d" in problem_of(bucket + f"lock = {wrong}")
 
 
 def test_the_vms_of_a_group_are_captured_together() -> None:

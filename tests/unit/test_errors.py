@@ -22,6 +22,7 @@ RANGES = {
     "TargetError": range(70, 80),
     "RecoveryError": range(80, 90),
     "GuestError": range(90, 100),
+    "RetentionError": range(84, 100),
     "CloudError": range(100, 126),
 }
 
