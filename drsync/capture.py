@@ -151,12 +151,18 @@ class _Cycle:
             raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
         wrote_before = bool(state.wrote_seq) and not self._options.take_over
         try:
-            writer = open_writer(self._log, self._writer_id, known_seq=state.wrote_seq, wrote_before=wrote_before)
+            writer = open_writer(
+                self._log,
+                self._writer_id,
+                known_seq=state.wrote_seq,
+                wrote_before=wrote_before,
+                known_horizon=state.horizon,
+            )
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
         if writer.head is not None:
-            self.remember(wrote_seq=writer.head.seq, fenced_by="")
+            self.remember(wrote_seq=writer.head.seq, horizon=writer.horizon, fenced_by="")
         return writer
 
     def remember(self, **changes: object) -> None:

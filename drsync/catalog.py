@@ -1,18 +1,23 @@
 """The points of a VM, and how far behind the newest one is."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from drsync.errors import PointLost, UnknownPoint
 from drsync.format.segment import DiskMeta
+from drsync.horizon import Horizon
 from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
 from drsync.retention import Aged
+
+_READERS: Final = 8
 
 
 class GroupTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +69,9 @@ class Point:
 
 
 def point_of(segment: Segment, parent: int | None) -> Point | None:
-    """The point that a segment commits, or None if it only fences. `parent` is the point before it."""
+    """The point that a segment commits, or None if it only fences, or was dropped. `parent` is the point before it."""
     meta = segment.meta.point
-    if meta is None:
+    if meta is None or segment.dropped:
         return None
     kinds = {d.kind for d in meta.disks}
     kind = next((k for k in (Kind.FULL, Kind.RESYNC) if k in kinds), Kind.INCREMENTAL)
@@ -112,8 +117,16 @@ def points(log: Log) -> list[Point]:
     Raises:
         ChainBroken, ObjectDamaged: the log is not whole.
     """
-    newest = log.newest()
-    return points_of(list(log.chain(1, newest))) if newest else []
+    horizon = log.horizon()
+    newest = log.newest(after=horizon.through)
+    behind = log.chain(horizon.through + 1, newest, previous=horizon.segment, horizon=horizon)
+    return points_of([*_survivors(log, horizon), *behind])
+
+
+def _survivors(log: Log, horizon: Horizon) -> list[Segment]:
+    """The points up to a horizon; what lies between them need not be read."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
+        return list(readers.map(lambda seq: log.survivor(horizon, seq), sorted(horizon.survivors)))
 
 
 def aged(log: Log, known: Sequence[Point]) -> list[Aged]:

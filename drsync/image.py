@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import ChainBroken, ObjectDamaged
+from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import PAGE_BLOCKS
 from drsync.format.columns import Bytes2D
@@ -41,6 +41,7 @@ from drsync.format.segment import (
     decode_pack,
     position,
 )
+from drsync.horizon import check_in_force
 from drsync.log import Log, Segment
 from drsync.model import BLOCK_SIZE, Kind, block_count
 from drsync.repository import VmObjects
@@ -174,12 +175,21 @@ class Ground(Protocol):
 class PointImage:
     """The disks of one point. Windows can be asked for from several threads."""
 
-    def __init__(self, objects: VmObjects, segments: Sequence[Segment], ground: Ground | None = None) -> None:
+    def __init__(
+        self,
+        objects: VmObjects,
+        segments: Sequence[Segment],
+        ground: Ground | None = None,
+        *,
+        horizon: int | None = None,
+    ) -> None:
         """`segments` is the log up to the point, in order, from one that holds every disk in full on.
 
-        With a `ground`, from the one on whose point that ground shows.
+        With a `ground`, from the one on whose point that ground shows. `horizon` is the number of the one under
+        which the log was read, if it matters.
         """
         self._objects = objects
+        self._horizon = horizon
         self._ground = ground
         self._grounded: dict[str, DiskMeta] = {}
         self._numbers: dict[bytes, int] = {}
@@ -195,6 +205,15 @@ class PointImage:
             self._add(segment)
         wanted = {d.name for d in self.point.disks}
         self._steps = {name: steps for name, steps in self._steps.items() if name in wanted}
+
+    def check_in_force(self, cause: ObjectMissing) -> None:
+        """Return if nothing was pruned since the log was read: then what is missing is lost.
+
+        Raises:
+            PrunedMeanwhile: it may have been deleted on purpose; reading again finds what stands for it.
+        """
+        if self._horizon is not None:
+            check_in_force(self._objects, self._horizon, cause)
 
     @property
     def has_hashes(self) -> bool:
@@ -339,7 +358,11 @@ class PointImage:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         disks = step.segment.meta.point.disks if step.segment.meta.point else []
-        placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+        try:
+            placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+        except ObjectMissing as err:
+            self.check_in_force(err)
+            raise
         with self._lock:
             self._cache[key] = placed
             if len(self._cache) > _CACHED_PACKS:
@@ -352,8 +375,10 @@ def load_image(log: Log, seq: int) -> PointImage:
 
     Raises:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
+        PointPruned: it was dropped, and its segment is gone.
     """
-    return PointImage(log.objects, list(log.chain(1, seq)))
+    horizon = log.horizon()
+    return PointImage(log.objects, list(log.chain(1, seq, horizon=horizon)), horizon=horizon.number)
 
 
 def _newest_point(vm: str, segments: Sequence[Segment]) -> tuple[PointMeta, int]:

@@ -4,16 +4,29 @@ The log is the lock. A segment is created, never overwritten: of two writers
 that try the same number, one wins and the other learns that it is fenced. No
 clock and no lease take part. Each segment carries the hash of the index before
 it, so the log is a chain that can be checked from any segment whose hash is known.
+
+Prune takes segments out of the middle. Then the horizon (horizon.py) says what
+stands in the holes, and the chain goes on through that: who reads `chain` sees
+no holes, just segments that say what several said.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from drsync.errors import ChainBroken, Fenced, ObjectDamaged, ObjectExists, ObjectMissing, PointLost
+from drsync.errors import (
+    ChainBroken,
+    Fenced,
+    ObjectDamaged,
+    ObjectExists,
+    ObjectMissing,
+    PointLost,
+    PointPruned,
+)
 from drsync.format import Malformed, names, seal
 from drsync.format.segment import (
     DiskRows,
@@ -24,6 +37,7 @@ from drsync.format.segment import (
     encode_segment,
     pack_table,
 )
+from drsync.horizon import NONE, Horizon, Merged, check_in_force, newest_number, read_horizon
 from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
@@ -42,12 +56,22 @@ class Segment:
     packs: PackTable
     rows: Sequence[DiskRows]
     index_sha256: bytes
+    """Of a merged segment: that of the last one that it stands for, which the next one follows."""
     frames_end: int
     length: int
+    dropped: bool = False
+    """What it commits is no point any more: it is there for blocks that later points show."""
+    stands_from: int = 0
+    """Of a merged segment: the first one that it stands for; 0 if it is one of the log's own."""
 
     @property
     def seq(self) -> int:
         return self.meta.seq
+
+    @property
+    def first(self) -> int:
+        """The first segment that it stands for: itself, unless it is a merged one."""
+        return self.stands_from or self.seq
 
     @property
     def stored_bytes(self) -> int:
@@ -61,6 +85,20 @@ class Log:
     def __init__(self, objects: VmObjects) -> None:
         self.objects = objects
         self.vm = objects.vm
+        self._horizon = NONE
+
+    def horizon(self) -> Horizon:
+        """The horizon that is in force now; mostly one request, which finds nothing newer than what is known.
+
+        Raises:
+            ChainBroken, ObjectDamaged: it can't be had as it was written.
+        """
+        known = self._horizon
+        number = newest_number(self.objects, known=known.number)
+        if number != known.number:
+            known = read_horizon(self.objects, number)
+            self._horizon = known
+        return known
 
     def listed(self, *, after: int = 0) -> Iterator[tuple[int, ObjectInfo]]:
         """The segments behind `after` as the store lists them, in order; gaps are not checked.
@@ -89,9 +127,32 @@ class Log:
         return found
 
     def newest(self, *, after: int = 0) -> int:
-        """The number of the newest segment; `after` is one that is known to exist, or 0. 0 = the log is empty."""
-        numbers = self.numbers(after=after)
-        return numbers[-1] if numbers else after
+        """The number of the newest segment; `after` is one that is known to have existed, or 0. 0 = the log is empty.
+
+        Raises:
+            ChainBroken: a segment is missing, which no horizon explains.
+        """
+        if after:
+            try:
+                return next(iter(self.numbers(after=after)[-1:]), after)
+            except ChainBroken:
+                if self.horizon().through <= after:
+                    raise
+        while True:
+            horizon = self.horizon()
+            try:
+                return self._newest_behind(horizon)
+            except ChainBroken:
+                if self.horizon().number == horizon.number:
+                    raise  # else it was pruned in this very moment
+
+    def _newest_behind(self, horizon: Horizon) -> int:
+        """The newest segment, by what lies behind a horizon: the newest point that it knows is always there."""
+        numbers = self.numbers(after=max(0, horizon.through - 1))
+        if horizon.through and not numbers:
+            problem = f"the log ends before {horizon.through}, the newest point when it was pruned"
+            raise ChainBroken(vm=self.vm, seq=horizon.through, problem=problem)
+        return numbers[-1] if numbers else 0
 
     def read(self, seq: int) -> Segment:
         """Segment `seq`, authenticated.
@@ -125,33 +186,93 @@ class Log:
             length=opened.length,
         )
 
-    def chain(self, first: int, last: int, *, previous: str = "") -> Iterator[Segment]:
-        """Segments `first` to `last` in order, each checked to follow the one before.
+    def chain(self, first: int, last: int, *, previous: str = "", horizon: Horizon | None = None) -> Iterator[Segment]:
+        """Segments `first` to `last` in order, each checked to follow the one before; merged ones in the holes.
 
-        `previous` is the hash (hex) of the index of segment `first - 1`. Several are read at once.
+        `previous` is the hash (hex) of the index of segment `first - 1`; `horizon` the
+        one in force, if it is known already. Several are read at once.
 
         Raises:
-            ChainBroken: a segment does not follow the one before it.
+            ChainBroken: a segment does not follow the one before it, or is not the one that the horizon knows.
+            PointPruned: `first` or `last` lies in a hole.
+            PrunedMeanwhile: prune deleted what was still there when this began.
         """
+        horizon = horizon or self.horizon()
+        self._check_ends(first, last, horizon)
+        links = horizon.links(first, last)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
-            for start in range(first, last + 1, _READERS * 4):
-                numbers = range(start, min(start + _READERS * 4, last + 1))
-                for segment in readers.map(self.read, numbers):
+            while some := list(islice(links, _READERS * 4)):
+                for segment in readers.map(lambda link: self._read_link(link, horizon), some):
                     if segment.meta.previous != previous:
                         raise ChainBroken(
-                            vm=self.vm, seq=segment.seq, problem="it does not follow the segment before it"
+                            vm=self.vm, seq=segment.first, problem="it does not follow the segment before it"
                         )
                     previous = segment.index_sha256.hex()
                     yield segment
+
+    def _check_ends(self, first: int, last: int, horizon: Horizon) -> None:
+        begins, ends = horizon.merged_at(first), horizon.merged_at(last)
+        if begins is not None and begins.first != first:
+            raise PointPruned(vm=self.vm, point=first, known="points before and after it")
+        if ends is not None and ends.last != last:
+            raise PointPruned(vm=self.vm, point=last, known="points before and after it")
+
+    def _read_link(self, link: int | Merged, horizon: Horizon) -> Segment:
+        try:
+            if isinstance(link, Merged):
+                return self.read_merged(link)
+            segment = self.read(link)
+        except ObjectMissing as err:
+            check_in_force(self.objects, horizon.number, err)
+            raise
+        return self.under(horizon, segment)
+
+    def survivor(self, horizon: Horizon, seq: int) -> Segment:
+        """The segment of a point that survived a horizon.
+
+        Raises:
+            ObjectMissing, ObjectDamaged, ChainBroken: it is not there, or another one than the horizon knows.
+            PrunedMeanwhile: it did not survive the next horizon.
+        """
+        return self._read_link(seq, horizon)
+
+    def under(self, horizon: Horizon, segment: Segment) -> Segment:
+        """A segment of the log as a horizon knows it.
+
+        Raises:
+            ChainBroken: it is another one than that.
+        """
+        known = horizon.hash_of_point(segment.seq) if segment.seq in horizon.survivors else segment.index_sha256
+        if segment.index_sha256 != known:
+            problem = "it is another segment than the horizon knows"
+            raise ChainBroken(vm=self.vm, seq=segment.seq, problem=problem)
+        return replace(segment, dropped=True) if horizon.is_dropped(segment.seq) else segment
+
+    def read_merged(self, link: Merged) -> Segment:
+        """A merged segment.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: it is not there, or not the one that the horizon names.
+        """
+        name = names.merged(self.vm, link.last, link.object_id)
+        opened = self.objects.read_index(name, "merged", seq=link.last)
+        if opened.index_sha256 != link.index_sha256:
+            raise ObjectDamaged(key=name, problem="it is not the one that the horizon names")
+        segment = self.decode(name, link.last, opened)
+        if any(len(rows.blocks) for rows in segment.rows):
+            raise ObjectDamaged(key=name, problem="it has frames of its own")
+        return replace(segment, index_sha256=link.segment_sha256, dropped=True, stands_from=link.first)
 
 
 class LogWriter:
     """The right to append to one VM's log, until somebody else takes it."""
 
-    def __init__(self, log: Log, writer: str, head: Segment | None) -> None:
+    def __init__(self, log: Log, writer: str, head: Segment | None, *, horizon: int = 0) -> None:
+        """`horizon` is the number of the newest one, from before the head was looked for."""
         self.log = log
         self.writer = writer
         self.head = head
+        self.horizon = horizon
         self.epoch = head.meta.epoch if head else 1
 
     @property
@@ -188,8 +309,27 @@ class LogWriter:
             other = self.log.read(self.next_seq)
             if other.index_sha256 != sealed.index_sha256:  # else it is this one (F20): no two seal alike
                 raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from err
+        self._check_not_freed(self.next_seq)
         self.head = self.log.read(self.next_seq)
         return self.head
+
+    def _check_not_freed(self, seq: int) -> None:
+        """See that segment `seq`, which was just created, is not in a place that prune had freed.
+
+        A store forgets what was deleted, so creating is no proof for who was away for
+        long, by whatever clock. A horizon that frees the place has a number that was
+        not there when this writer looked for the head, and it stays.
+
+        Raises:
+            Fenced: others have written that number before, and more; nothing of ours counts.
+        """
+        number = newest_number(self.log.objects, known=self.horizon)
+        if number == self.horizon:
+            return
+        if read_horizon(self.log.objects, number).through >= seq:
+            head = self.log.read(self.log.newest())
+            raise Fenced(vm=self.log.vm, writer=head.meta.writer, epoch=head.meta.epoch)
+        self.horizon = number
 
     def fence(self) -> Segment:
         """Take the VM over: append an empty segment with the next epoch.
@@ -209,24 +349,27 @@ class LogWriter:
         return segment
 
 
-def open_writer(log: Log, writer: str, *, known_seq: int = 0, wrote_before: bool = False) -> LogWriter:
+def open_writer(
+    log: Log, writer: str, *, known_seq: int = 0, wrote_before: bool = False, known_horizon: int = 0
+) -> LogWriter:
     """The right to append to `log` as `writer`.
 
     A writer that never wrote this VM takes it over from another one; a writer
     that did (`wrote_before`) and finds somebody else's segment at the head was
     fenced, and must not take it back by itself. `known_seq` is a segment that
-    is known to exist: the search for the head starts there.
+    is known to exist: the search for the head starts there; `known_horizon` is such a horizon, or 0.
 
     Raises:
         Fenced: another writer took the VM over.
         PointLost: segment `known_seq` is not there any more.
     """
+    horizon = newest_number(log.objects, known=known_horizon)  # before the head is looked for, see _check_not_freed
     newest = log.newest(after=known_seq)
     try:
         head = log.read(newest) if newest else None
     except ObjectMissing as err:
         raise PointLost(vm=log.vm, found=log.newest(), expected=known_seq) from err
-    granted = LogWriter(log, writer, head)
+    granted = LogWriter(log, writer, head, horizon=horizon)
     if head is not None and head.meta.writer != writer:
         if wrote_before:
             raise Fenced(vm=log.vm, writer=head.meta.writer, epoch=head.meta.epoch)

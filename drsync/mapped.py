@@ -36,6 +36,7 @@ from drsync.format.blockmap import (
     page_binding,
     page_blocks,
 )
+from drsync.horizon import Horizon
 from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window, load_image
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.repository import VmObjects
@@ -279,7 +280,9 @@ class Stretch:
     segments: Sequence[Segment]
     ground: MapGround | None
     parent: int | None
-    """The point before the first segment; None if there is none."""
+    """The point before the first segment; None if there is none. It may have been pruned."""
+    horizon: Horizon
+    """The one that was in force when this was read."""
 
     def image(self, seq: int) -> PointImage:
         """The disks of point `seq` of this stretch.
@@ -287,30 +290,43 @@ class Stretch:
         Raises:
             ChainBroken: the segments don't lie over each other.
         """
-        return PointImage(self.log.objects, [s for s in self.segments if s.seq <= seq], self.ground)
+        segments = [s for s in self.segments if s.seq <= seq]
+        return PointImage(self.log.objects, segments, self.ground, horizon=self.horizon.number)
 
 
-def newest_stretch(log: Log, last: int) -> Stretch:
+def newest_stretch(log: Log, last: int, *, horizon: Horizon | None = None) -> Stretch:
     """The log up to segment `last`, from the newest map on that can be trusted; the whole log if there is none.
+
+    It is read under the `horizon` that is in force, unless another one is given.
 
     Raises:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
     """
+    horizon = horizon or log.horizon()
     candidates = deque((name for name, seq in listed_maps(log.objects) if seq <= last), maxlen=MAX_TRIES)
     for name in reversed(candidates):
         try:
-            return _stretch_from(log, read_map(log.objects, name), last)
+            found = read_map(log.objects, name)
+            if found.meta.horizon == horizon.number:
+                return _stretch_from(log, found, last, horizon)
         except (IntegrityError, ObjectMissing) as err:
             _LOGGER.warning("vm=%s passed over a block map: %s", log.vm, err)
-    return Stretch(log=log, segments=list(log.chain(FIRST_SEQ, last)), ground=None, parent=None)
+    segments = list(log.chain(FIRST_SEQ, last, horizon=horizon))
+    return Stretch(log=log, segments=segments, ground=None, parent=None, horizon=horizon)
 
 
-def _stretch_from(log: Log, block_map: BlockMap, last: int) -> Stretch:
+def _stretch_from(log: Log, block_map: BlockMap, last: int, horizon: Horizon) -> Stretch:
     seq = block_map.meta.seq
-    shown = log.read(seq)
+    shown = log.under(horizon, log.read(seq))
     check_shows(block_map, shown)
-    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex())
-    return Stretch(log=log, segments=[shown, *behind], ground=MapGround(log, block_map), parent=block_map.meta.parent)
+    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex(), horizon=horizon)
+    return Stretch(
+        log=log,
+        segments=[shown, *behind],
+        ground=MapGround(log, block_map),
+        parent=block_map.meta.parent,
+        horizon=horizon,
+    )
 
 
 def load_mapped_image(log: Log, seq: int) -> PointImage:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import ObjectDamaged
+from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta
@@ -100,13 +100,16 @@ def restore_disk(objects: VmObjects, image: PointImage, disk: str, target: DiskW
 
     Raises:
         ObjectMissing, ObjectDamaged: a frame can't be had as it was written.
+        PrunedMeanwhile: the log was pruned since it was read, and this restore took longer than the grace time.
         StoreError, TargetError: reading or writing failed.
     """
     try:
         _Restore(objects, image, image.disk(disk), target, progress).run()
         target.finish()
-    except BaseException:
+    except BaseException as err:
         target.abandon()
+        if isinstance(err, ObjectMissing):
+            image.check_in_force(err)
         raise
 
 

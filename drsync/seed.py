@@ -347,7 +347,9 @@ class Seed:
         if not any(wanted.values()):
             return {}
         prefix = names.pack_prefix(self._log.vm)
-        sizes = {info.key: info.size_bytes for info in self._log.objects.store.list(prefix)}
+        retired = {names.pack(self._log.vm, object_id) for object_id in self._log.horizon().retired_ids}
+        listed = self._log.objects.store.list(prefix)
+        sizes = {info.key: info.size_bytes for info in listed if info.key not in retired}  # those are as good as gone
         lost: dict[str, str] = {}
         for name, stretches in wanted.items():
             if not all(self._is_there(stretch, sizes) for stretch in stretches):

@@ -30,6 +30,7 @@ from drsync.errors import (
     NotPinned,
     ObjectMissing,
     PointLost,
+    PointPruned,
     RepositoryExists,
     SourceError,
     SpoolError,
@@ -47,7 +48,7 @@ from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Log, Segment
-from drsync.mapped import newest_stretch
+from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Progress
 from drsync.pace import TokenBucket
 from drsync.pins import PinRecord, Pins, pin_point, read_pins, unpin_point
@@ -615,7 +616,10 @@ class Session:
             StoreError, IntegrityError: the log can't be read.
         """
         log = self.log(vm)
-        before = newest_point(log, log.read(segment.seq - 1)) if segment.seq > 1 else None
+        try:
+            before = newest_point(log, log.read(segment.seq - 1)) if segment.seq > 1 else None
+        except ObjectMissing:  # pruned in this very moment
+            before = None
         return catalog.point_of(segment, before.seq if before else None)
 
     def plan_restore(self, request: RestoreRequest) -> RestorePlan:
@@ -640,6 +644,7 @@ class Session:
 
         Raises:
             UnknownVm, UnknownPoint: there is nothing like that.
+            PointPruned: there was.
             PointLost: no number was given, and newer points than the log has are known to have been committed.
         """
         self.known_vms(vm)
@@ -651,14 +656,19 @@ class Session:
             try:
                 point = catalog.choose(vm, known, number=number, at=at)
             except UnknownPoint as err:
-                if stretch.ground is None or stretch.parent is None:
+                parent = _surviving(stretch)
+                if stretch.ground is None or parent is None:
                     raise UnknownPoint(**err.fields | {"known": catalog.described(catalog.points(log))}) from err
-                last = stretch.parent  # what is older than this map is looked for in front of it
+                last = parent  # what is older than this map is looked for in front of it
             else:
                 return point, stretch.image(point.number)
 
     def _last_needed(self, log: Log, number: int | None) -> int:
         """The last segment that a restore reads; damage behind the point that was asked for does not matter."""
+        if number is not None and 1 <= number <= log.horizon().through:
+            if number not in log.horizon().survivors:
+                raise PointPruned(vm=log.vm, point=number, known=catalog.described(catalog.points(log)))
+            return number
         if number is not None and number >= 1 and any(seq == number for seq, _ in log.listed(after=number - 1)):
             return number
         newest, committed = log.newest(), self._committed(log.vm)
@@ -714,6 +724,14 @@ class Session:
     def verify(self, vm: str, progress: Progress, *, read_data: bool = False) -> VmReport:
         """Audit a VM's log, also against what the heartbeats and this spool know to have been committed."""
         return verify(self.log(vm), committed_seq=self._committed(vm), read_data=read_data, progress=progress)
+
+
+def _surviving(stretch: Stretch) -> int | None:
+    """The newest point before a stretch that was not pruned; None if there is none."""
+    parent, horizon = stretch.parent, stretch.horizon
+    if parent is None or not horizon.is_dropped(parent):
+        return parent
+    return max((seq for seq in horizon.survivors if seq < parent), default=None)
 
 
 def _told(report: Report | None) -> PreflightTold | None:

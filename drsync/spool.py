@@ -102,6 +102,8 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
 
     wrote_seq: int = 0
     """The newest segment that this spool wrote; 0 = it never wrote this VM."""
+    horizon: int = 0
+    """The number of the newest horizon that this spool knows of; 0 = none."""
     fenced_by: str = ""
     """The writer that took the VM over; empty if none did."""
     checked_at: str = ""

@@ -12,6 +12,7 @@ from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMiss
 from drsync.format import Malformed, names, seal
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta, DiskRows
+from drsync.horizon import NONE, Horizon, Merged
 from drsync.image import PointImage, pack_rows, place
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
@@ -60,6 +61,16 @@ def _problem_of(error: ObjectDamaged | ObjectMissing) -> object:
     return error.fields["problem"] if isinstance(error, ObjectDamaged) else "it is missing"
 
 
+def _intact(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments up to the first gap."""
+    found: list[Segment] = []
+    for segment in segments:
+        if segment.first != (found[-1].seq + 1 if found else 1):
+            break
+        found.append(segment)
+    return found
+
+
 class _Audit:
     """One run of `verify`."""
 
@@ -84,7 +95,7 @@ class _Audit:
                 frames = sum(workers.map(self._read, [*own, *packs]))
         return VmReport(
             vm=self._log.vm,
-            points=sum(s.meta.point is not None for s in segments),
+            points=sum(s.meta.point is not None and not s.dropped for s in segments),
             objects=len(segments) + len(packs),
             stored_bytes=stored,
             frames=frames,
@@ -95,28 +106,54 @@ class _Audit:
         self._problems.append(Problem(error=error, point=point))
 
     def _segments(self, committed_seq: int) -> list[Segment]:
+        """The links of the log as far as they can be read: its segments, and what stands in the holes."""
+        horizon = self._horizon()
         segments: list[Segment] = []
         expected = 1
         previous: str | None = ""  # None: unknown, the segment before could not be read
         for seq in self._listed():
-            if seq != expected:
-                problem = f"segments {expected} to {seq - 1} are missing"
-                self._found(ChainBroken(vm=self._log.vm, seq=expected, problem=problem), expected)
-            try:
-                segment = self._log.read(seq)
-            except (ObjectMissing, ObjectDamaged) as err:
-                self._found(err, seq)
+            if seq <= horizon.through and horizon.merged_at(seq) is not None:
+                continue  # not deleted yet
+            for link in horizon.links(expected, seq):
+                if isinstance(link, int) and link < seq:
+                    problem = f"segments {link} to {seq - 1} are missing"
+                    self._found(ChainBroken(vm=self._log.vm, seq=link, problem=problem), link)
+                    previous = None
+                    break
+                previous = self._link(link, horizon, previous, segments)
             else:
-                if seq == expected and previous is not None and segment.meta.previous != previous:
-                    problem = "it does not follow the segment before it"
-                    self._found(ChainBroken(vm=self._log.vm, seq=seq, problem=problem), seq)
-                segments.append(segment)
-            intact = bool(segments) and segments[-1].seq == seq
-            expected, previous = seq + 1, segments[-1].index_sha256.hex() if intact else None
+                expected = seq + 1
+                continue
+            previous = self._link(seq, horizon, previous, segments)
+            expected = seq + 1
         self._newest = expected - 1
-        if expected - 1 < committed_seq:
-            self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=committed_seq), expected)
+        if expected - 1 < max(committed_seq, horizon.through):
+            known = max(committed_seq, horizon.through)
+            self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=known), expected)
         return segments
+
+    def _horizon(self) -> Horizon:
+        try:
+            return self._log.horizon()
+        except (IntegrityError, ObjectMissing) as err:
+            self._found(err, 1)
+            return NONE
+
+    def _link(self, link: int | Merged, horizon: Horizon, previous: str | None, segments: list[Segment]) -> str | None:
+        """Read a link behind one whose hash is `previous`, and note it; its own hash, None if it can't be read."""
+        point = link if isinstance(link, int) else link.last
+        try:
+            segment = (
+                self._log.under(horizon, self._log.read(link)) if isinstance(link, int) else self._log.read_merged(link)
+            )
+        except (ObjectMissing, IntegrityError) as err:
+            self._found(err, point)
+            return None
+        if previous is not None and segment.meta.previous != previous:
+            problem = "it does not follow the segment before it"
+            self._found(ChainBroken(vm=self._log.vm, seq=segment.first, problem=problem), point)
+        segments.append(segment)
+        return segment.index_sha256.hex()
 
     def _listed(self) -> Iterator[int]:
         """The numbers of the segments that are there; what else lies between them is a problem of its own."""
@@ -131,7 +168,7 @@ class _Audit:
 
     def _check_points(self, segments: Sequence[Segment]) -> None:
         """The points up to the first gap must lie over each other as a restore lays them."""
-        intact = [s for number, s in enumerate(segments, 1) if s.seq == number]
+        intact = _intact(segments)
         if not any(s.meta.point is not None for s in intact):
             return
         try:
@@ -160,16 +197,16 @@ class _Audit:
 
         With `read_data`, the newest one that is whole must also say the same of each block as the log does.
         """
-        intact = [s for number, s in enumerate(segments, 1) if s.seq == number]
+        intact = _intact(segments)
         listed = dict(listed_maps(self._objects))
         compare = read_data
         for name, seq in reversed(listed.items()):
             try:
                 if seq > self._newest:
                     raise ObjectDamaged(key=name, problem=f"the log has no segment {seq}")
-                if seq <= len(intact):  # else the log is damaged there, which is told already
-                    self._check_map(name, intact[:seq], listed.keys(), compare=compare)
-                    compare = False
+                shown = [s for s in intact if s.seq <= seq]
+                if shown and shown[-1].seq == seq:  # else the log is damaged or pruned there, which is told already
+                    compare = not self._check_map(name, shown, listed.keys(), compare=compare) and compare
             except (ObjectDamaged, ObjectMissing) as err:
                 key = str(err.fields["key"])
                 if key.startswith(names.map_prefix(self._log.vm)):  # else the log is damaged, which is told already
@@ -178,14 +215,18 @@ class _Audit:
             except ChainBroken:
                 pass  # told by _check_points
 
-    def _check_map(self, name: str, shown: Sequence[Segment], listed: Collection[str], *, compare: bool) -> None:
+    def _check_map(self, name: str, shown: Sequence[Segment], listed: Collection[str], *, compare: bool) -> bool:
+        """Check a map against the log; False if it is of an older horizon, and so of no use to anybody."""
         block_map = read_map(self._objects, name)
+        if block_map.meta.horizon != self._log.horizon().number:
+            return False
         check_shows(block_map, shown[-1])
         missing = next((older for older in block_map.named_maps(self._objects.vm) if older not in listed), None)
         if missing is not None:
             raise ObjectDamaged(key=name, problem=f"it needs {missing}, which is not there")
         if compare:
             check_same(PointImage(self._objects, shown), MapPages(self._objects, block_map), name)
+        return True
 
     def _read(self, item: _Object) -> int:
         """Read an object as a whole and open its frames; how many there are."""
@@ -200,7 +241,8 @@ class _Audit:
         point = item.segment.meta.point
         disks: Sequence[DiskMeta] = point.disks if point is not None else []
         if item.pack is None:
-            opened = self._objects.open_whole(item.name, "segment", data, seq=item.segment.seq)
+            kind = "merged" if item.segment.stands_from else "segment"
+            opened = self._objects.open_whole(item.name, kind, data, seq=item.segment.seq)
             rows = item.segment.rows
         else:
             opened = self._objects.open_whole(item.name, "pack", data)

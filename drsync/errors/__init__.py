@@ -10,6 +10,7 @@
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
     ├── RecoveryError      80-83  VMs that came back, but are not up
+    ├── PruneError         84-87  points that were dropped on purpose, and prune itself
     ├── RetentionError     88-93  which points stay, and locks (88, 89, 92, 93)
     ├── GuestError         90-91  the guest, held still for a capture
     └── CloudError       100-125  AWS, where a VM comes back as an instance
@@ -64,6 +65,7 @@ from drsync.errors.log import (
     PointLost,
     PointUnwritable,
 )
+from drsync.errors.prune import PointPruned, PrunedMeanwhile, PruneError, PruneRaced, PruneRefused
 from drsync.errors.recovery import NotStarted, NotUp, PlanFailed, RecoveryError, ReplaceUndone
 from drsync.errors.repository import (
     KeyFileExists,
@@ -191,8 +193,13 @@ __all__ = [
     "PlanFailed",
     "PlanInvalid",
     "PointLost",
+    "PointPruned",
     "PointUnwritable",
     "PoolUnusable",
+    "PruneError",
+    "PruneRaced",
+    "PruneRefused",
+    "PrunedMeanwhile",
     "RecoveryError",
     "ReplaceUndone",
     "RepositoryError",

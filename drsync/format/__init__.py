@@ -7,6 +7,7 @@ frame.py     one block: compressed, encrypted
 seal.py      what segments, packs and maps have in common: frames, header, sealed index, footer
 segment.py   the index of a segment or pack: metadata and columns
 blockmap.py  pages and index of a block map
+horizon.py   which points survive, and what stands for the others
 columns.py   numbers back to back, each column checked against the bytes that are there
 
 Everything read is hostile until authenticated: sizes are bounded before they

@@ -63,7 +63,7 @@ class MapDisk(_Strict, frozen=True):
     size_bytes: int
 
 
-class MapMeta(_Strict, frozen=True):
+class MapMeta(_Strict, frozen=True, omit_defaults=True):
     """Metadata of a map."""
 
     seq: int
@@ -74,6 +74,8 @@ class MapMeta(_Strict, frozen=True):
     """The point before `seq`; None if it is the first."""
     older: int
     disks: list[MapDisk]
+    horizon: int = 0
+    """The number of the horizon that the log was read under; the objects that the map names are those of that one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +292,8 @@ def _check_meta(meta: MapMeta) -> None:
         raise Malformed("its parent is not an earlier point")
     if len({d.name for d in meta.disks}) != len(meta.disks) or len(meta.disks) > MAX_DISKS:
         raise Malformed("its disks are not distinct, or too many")
+    if not 0 <= meta.horizon <= MAX_SEQ:
+        raise Malformed("it is of a horizon that there can't be")
     for disk in meta.disks:
         if not is_name(disk.name) or not 0 <= disk.size_bytes <= MAX_DISK_BYTES:
             raise Malformed("a disk has a name or size that no disk has")

@@ -6,6 +6,8 @@ vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
 vm/<vm>/pin/<n:016x>          a pin record
+vm/<vm>/merged/<last:016x>-<id>  a merged segment: stands for several up to `last`
+vm/<vm>/horizon/<n:016x>      which points survive, and what stands for what was taken out
 host/<host>.json              a heartbeat; the only object that is overwritten
 """
 
@@ -103,8 +105,40 @@ def number_of_pin(name: str) -> int:
     return int(match[1], 16)
 
 
+def merged_prefix(vm: str) -> str:
+    """What the names of a VM's merged segments start with."""
+    return f"vm/{vm}/merged/"
+
+
+def merged(vm: str, last: int, object_id: bytes) -> str:
+    """The name of a merged segment that stands for segments up to `last`."""
+    return f"{merged_prefix(vm)}{last:016x}-{object_id.hex()}"
+
+
+def horizon_prefix(vm: str) -> str:
+    """What the names of a VM's horizons start with."""
+    return f"vm/{vm}/horizon/"
+
+
+def horizon(vm: str, number: int) -> str:
+    """The name of horizon `number`."""
+    return f"{horizon_prefix(vm)}{number:016x}"
+
+
+def number_of_horizon(name: str) -> int:
+    """The number in a horizon's name.
+
+    Raises:
+        Malformed: the name is not a horizon's.
+    """
+    match = re.fullmatch(r"vm/[^/]+/horizon/([0-9a-f]{16})", name)
+    if match is None or not 1 <= int(match[1], 16) <= MAX_SEQ:
+        raise Malformed("its name is not a horizon's")
+    return int(match[1], 16)
+
+
 def object_id_of(name: str) -> bytes:
-    """The object id at the end of a pack's or map's name.
+    """The object id at the end of the name of a pack, map or merged segment.
 
     Raises:
         Malformed: there is none.

@@ -42,12 +42,13 @@ _INDEX_NONCE: Final = bytes(12)  # the index key seals exactly one index
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an object says of itself in the clear; authenticated as associated data of its index."""
 
-    kind: Literal["segment", "pack", "map", "pin"]
+    kind: Literal["segment", "pack", "map", "merged", "horizon", "pin"]
     repository: str
     vm: str
     object: str
     seq: int
-    """The number of a segment or pin record, or of the point that a map shows; 0 for a pack."""
+    """The number of a segment, horizon or pin record, of the last segment that a merged one stands for, or of the
+    point that a map shows; 0 for a pack."""
     format: int = FORMAT_VERSION
 
 

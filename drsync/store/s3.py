@@ -265,10 +265,11 @@ class S3Store:
 
     def abandon(self, unfinished: Unfinished) -> None:
         check_key(unfinished.key, self.url)
-        request = {"Key": self._root + unfinished.key, "UploadId": unfinished.upload}
         try:
             with self._translated("abandon", unfinished.key):
-                self._client.abort_multipart_upload(Bucket=self._options.bucket, **request)
+                self._client.abort_multipart_upload(
+                    Bucket=self._options.bucket, Key=self._root + unfinished.key, UploadId=unfinished.upload
+                )
         except ObjectMissing:
             pass
 
