@@ -27,7 +27,7 @@ from drsync.store import ObjectStore
 from drsync.store.probe import create_in_a_race
 
 _MAX_RECORD_BYTES = 64 * 1024
-_NUMBERED = {"segment", "pin"}
+_NUMBERED = {"segment", "horizon", "pin"}
 """Kinds whose names are their numbers; those of others end with their object ids."""
 
 

@@ -25,7 +25,9 @@ def credentials(clean_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def store_of(stub: StubS3, lock: LockPolicy | None = POLICY) -> S3Store:
-    return S3Store(S3Options(bucket="bucket", prefix="site", endpoint_url=stub.endpoint_url), lock=lock, clock=FakeClock())
+    return S3Store(
+        S3Options(bucket="bucket", prefix="site", endpoint_url=stub.endpoint_url), lock=lock, clock=FakeClock()
+    )
 
 
 def create(store: S3Store) -> None:
