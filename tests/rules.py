@@ -128,6 +128,56 @@ RULES: Final = (
         fault__test_fuzz="test_a_changed_repository_gives_the_right_bytes_or_an_error",
     ),
     rule(
+        7,
+        "a host's credentials are stolen: delete, overwrite, unlock, another VM",
+        "all of it is denied; old points restore",
+        fault__test_stolen_credentials="""
+            test_rule_7_stolen_host_credentials_destroy_nothing_and_old_points_restore
+            test_rule_7_what_a_too_wide_policy_lets_pass_the_lock_still_keeps""",
+        unit__target__ec2__test_policy="""
+            test_a_host_can_not_delete_even_if_another_policy_allows_it
+            test_a_host_reads_its_own_vms_and_no_others""",
+        localstack__test_least_privilege="test_each_role_may_do_all_that_its_store_does_and_nothing_else",
+    ),
+    rule(
+        8,
+        "prune while others capture and restore, interrupted at every step",
+        "nothing that lives is deleted",
+        fault__test_prune="""
+            test_a_capture_at_any_step_of_a_prune_loses_nothing
+            test_a_prune_at_any_step_of_a_capture_costs_at_most_that_capture
+            test_a_restore_that_began_before_a_prune_may_end_within_the_grace_time
+            test_a_prune_without_grace_time_at_any_step_of_a_restore_is_told_and_a_second_restore_is_right
+            test_packs_of_a_seed_that_still_sends_stay_however_old_they_are""",
+        unit__test_prune="test_what_stays_restores_whatever_happened_and_whatever_is_dropped",
+    ),
+    rule(
+        9,
+        "a listing fails, is empty or cut while prune looks",
+        "it ends; nothing is deleted",
+        fault__test_prune="""
+            test_9_a_listing_that_is_cut_deletes_nothing_that_is_needed
+            test_9_a_log_that_is_never_listed_is_no_new_vm
+            test_9_a_listing_that_fails_ends_the_run""",
+    ),
+    rule(
+        10,
+        "a stalled writer writes into a slot that prune freed",
+        "not acknowledged",
+        fault__test_prune="""
+            test_10_a_zombie_that_writes_into_a_slot_that_prune_freed_is_not_acknowledged
+            test_10_a_writer_that_slept_through_several_prunes_learns_it_too""",
+        fault__test_stress="test_after_anything_that_can_happen_every_point_is_what_the_disks_held",
+    ),
+    rule(
+        11,
+        "copying forward dies, or copies wrongly",
+        "what it copies from stays until the copy was read back",
+        fault__test_prune="""
+            test_11_what_can_not_be_copied_faithfully_stays_where_it_is
+            test_dying_at_any_write_leaves_every_point_and_the_next_run_ends_the_work""",
+    ),
+    rule(
         12,
         "a recovery for real",
         "the guest boots, its files are right, the time that it took is told",
@@ -147,6 +197,15 @@ RULES: Final = (
             test_restore_brings_every_point_back
             test_recover_py_brings_every_point_back""",
         cli__test_recover_script="test_every_point_is_the_same test_damage_is_refused_and_leaves_no_file",
+    ),
+    rule(
+        14,
+        "garbage points with forged times",
+        "retention goes by the store's time; genuine points stay",
+        unit__test_retention="""
+            test_forged_points_push_no_more_out_than_one_honest_point_for_each_bucket_that_begins
+            test_a_flood_into_the_present_buckets_takes_nothing_that_stands_for_one
+            test_the_minimum_age_keeps_a_flood""",
     ),
     rule(
         15,
@@ -176,6 +235,20 @@ RULES: Final = (
             test_f22_maps_that_change_places_are_done_without
             test_every_point_restores_by_maps_as_without""",
         fault__test_maps="test_the_store_fails_in_the_middle_of_a_mapped_restore",
+    ),
+    rule(
+        18,
+        "Object Lock, default retention, deletions that are denied",
+        "captures and maintenance succeed; later is not never",
+        fault__test_stolen_credentials="test_18_in_a_bucket_that_locks_everything_by_itself_all_works",
+        fault__test_prune="test_18_deletions_that_are_denied_are_later_and_not_fatal",
+    ),
+    rule(
+        19,
+        "maintenance is dead, and locks are about to lapse",
+        "the alarm comes before",
+        fault__test_stolen_credentials="test_19_when_the_maintenance_is_dead_the_alarm_comes_before_the_locks_end",
+        unit__test_locks="test_the_alarm_comes_before_the_locks_lapse",
     ),
     rule(
         20,
@@ -226,6 +299,17 @@ RULES: Final = (
         fault__test_rules="""
             test_no_key_seals_two_contents_whatever_is_cloned_or_tried_again
             test_a_fork_draws_other_ids""",
+    ),
+    rule(
+        25,
+        "a key is lost, wrong, or another repository's",
+        "the slot that is kept elsewhere opens; the wrong one is named",
+        unit__test_repository="""
+            test_a_new_repository_opens_with_its_key_and_its_recovery_key
+            test_f5_another_repositorys_key_is_refused
+            test_another_recovery_key_is_refused
+            test_a_slot_that_was_changed_is_refused""",
+        cli__test_init_and_key="test_the_recovery_key_from_stdin_writes_the_same_key_file_again",
     ),
     rule(
         26,

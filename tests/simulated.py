@@ -25,7 +25,7 @@ import pytest
 from figures import count
 
 from drsync.errors import StoreUnavailable
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 from drsync.store.memory import MemoryStore
 
 _P = ParamSpec("_P")
@@ -62,7 +62,7 @@ def deterministic(seed: str) -> Iterator[None]:
 
 
 class WorldClock:
-    """A clock that goes on by a second whenever it is asked; the wall's can be set."""
+    """The true time: goes on by a second whenever it is asked."""
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -80,8 +80,22 @@ class WorldClock:
         self._now += timedelta(seconds=seconds)
         self._monotonic_s += seconds
 
-    def set_wall(self, by: timedelta) -> None:
-        self._now += by
+
+class WrongClock:
+    """A host's clock, which somebody sets; its monotonic side is true."""
+
+    def __init__(self, true: WorldClock) -> None:
+        self._true = true
+        self._wrong = timedelta(0)
+
+    def now(self) -> datetime:
+        return self._true.now() + self._wrong
+
+    def monotonic_s(self) -> float:
+        return self._true.monotonic_s()
+
+    def set(self, wrong: timedelta) -> None:
+        self._wrong = wrong
 
 
 class Trouble(StrEnum):
@@ -118,7 +132,7 @@ class StormyStore:
         self._seed = seed
         self._clock = clock
         self._truth = MemoryStore(clock)
-        self._history: list[tuple[str, bytes]] = []
+        self._history: list[tuple[str, bytes | None]] = []
         self._weather = CALM
         self._now = ""
         self._seen: Counter[tuple[str, str]] = Counter()
@@ -155,7 +169,10 @@ class StormyStore:
         """The objects as they were at that moment, as a versioned bucket can show them; a copy."""
         copy = MemoryStore(self._clock)
         for key, data in self._history[:version]:
-            copy.replace(key, data)
+            if data is None:
+                copy.delete(key)
+            else:
+                copy.replace(key, data)
         return copy
 
     def spoil(self, key: str, data: bytes) -> None:
@@ -204,6 +221,19 @@ class StormyStore:
         half = len(found) // 2 if trouble in {Trouble.REPLY_LOST, Trouble.HALF_BODY} else len(found)
         yield from found[:half]
         self._lose(trouble)
+
+    def delete(self, key: str) -> None:
+        trouble = self._trouble("delete", key)
+        self._refuse(trouble)
+        self._truth.delete(key)
+        self._history.append((key, None))
+        self._lose(trouble)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._truth.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._truth.abandon(unfinished)
 
     def _reply(self, method: str, key: str, read: Callable[[], bytes]) -> bytes:
         trouble = self._trouble(method, key)

@@ -22,21 +22,23 @@ from typing import Any, Final, cast
 from crashing import WHENS, Bomb, Crash, Mined
 from figures import compared
 from protected_vm import MemoryTarget, Witness
-from simulated import CALM, OUTAGE, Interruption, StormyStore, Weather, WorldClock, digest_of
+from simulated import CALM, OUTAGE, Interruption, StormyStore, Weather, WorldClock, WrongClock, digest_of
 
 from drsync.capture import CaptureOptions, Result, run_cycle
-from drsync.catalog import points_of
-from drsync.errors import DrsyncError, Fenced, IntegrityError, PointLost
+from drsync.catalog import points
+from drsync.errors import DrsyncError, Fenced, IntegrityError
 from drsync.format import names
 from drsync.format.keys import RootKey
-from drsync.image import PointImage
+from drsync.image import PointImage, load_image
 from drsync.log import Log, Segment
 from drsync.mapped import load_mapped_image
 from drsync.mapping import MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace
+from drsync.prune.run import PruneOptions, prune_vm
 from drsync.quiesce import NoQuiesce
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
+from drsync.retention import Aged, Rules, decide
 from drsync.seed import SeedOptions
 from drsync.ship import ShipLimits
 from drsync.source import Source
@@ -73,6 +75,8 @@ _WEIGHTS: Final = {
     "map_is_spoiled": 3,
     "restored_by_a_map": 8,
     "verified": 2,
+    "pruned": 6,
+    "stalled_writer": 2,
 }
 """What can happen (World._NAME), and how often it does."""
 
@@ -108,8 +112,9 @@ class World:
     def __init__(self, seed: str, place: Path) -> None:
         self._dice = random.Random(f"what happens in {seed}")
         self._place = place
-        self.clock = WorldClock()
-        self.store = StormyStore(seed, self.clock)
+        self.time = WorldClock()
+        self.clock = WrongClock(self.time)
+        self.store = StormyStore(seed, self.time)
         self.key = RootKey.generate()
         create_repository(self.store, self.key, self.clock)
         root = MemoryDisk(6 * BLOCK_SIZE, persistent=True)
@@ -117,10 +122,10 @@ class World:
         self.seen: dict[CaptureId, Disks] = {}
         self.acked: dict[int, CaptureId] = {}
         """The points that a cycle said were committed."""
+        self._dropped: set[tuple[int, CaptureId]] = set()
         self._kept: Mapping[str, MemoryDisk] | None = None
         self._number = 0
         self._depth = 0
-        self._lied_to = False
         self.trace: list[str] = []
         self.done: Counter[str] = Counter()
         """How often each thing happened, and how each cycle ended."""
@@ -196,9 +201,9 @@ class World:
         return "is put back"
 
     def _clock_is_set(self) -> str:
-        by = timedelta(hours=self._dice.choice([-24, -1, 1, 24]))
-        self.clock.set_wall(by)
-        return str(by)
+        wrong = timedelta(hours=self._dice.choice([-24, -1, 0, 1, 24, 24 * 365]))
+        self.clock.set(wrong)
+        return str(wrong)
 
     def _calm_cycle(self) -> str:
         return self._cycle(self._host(), full=self._dice.random() < 0.1)
@@ -227,6 +232,7 @@ class World:
                         lambda: self._cycle(other, take_over=self._dice.random() < 0.5),
                         lambda: self._cycle(host),
                         self._restored_by_a_map,
+                        self._pruned,
                     ]
                 )()
             )
@@ -260,7 +266,7 @@ class World:
         captured = len(self.seen)
         try:
             self._run(host, older, Interruption(0, lambda: None), CaptureOptions())
-        except PointLost:
+        except IntegrityError:
             assert (digest_of(older), len(self.seen)) == (before, captured)
             self.done["PointLost"] += 1
             return f"{host} noticed that {found} is not {wrote}"
@@ -292,6 +298,62 @@ class World:
                 return f"{point} {type(err).__name__}"
         assert disks == self.seen[self.acked[point]], f"point {point} is not as captured"
         return f"{point}"
+
+    def _pruned(self) -> str:
+        """Points are dropped as the rules say, or, if it fails or dies, none: the newest one and all others stay."""
+        self.time.advance(3600.0 * self._dice.choice([1, 5, 30, 24 * 20]))
+        rules = Rules(last=self._dice.randint(1, 12), daily=self._dice.choice([0, 0, 3]))
+        grace = timedelta(hours=self._dice.choice([0, 0, 24]))
+        around = self._dice.choice([None, Bomb(self._dice.randint(1, 60), self._dice.choice(WHENS))])
+        weather = Weather(fails=self._dice.choice([0, 0, 0.1]), lies=self._dice.choice([0, 0, 0.02]))
+        return self._prune(rules, grace, weather, around)
+
+    def _prune(
+        self, rules: Rules, grace: timedelta, weather: Weather = CALM, around: Bomb | Interruption | None = None
+    ) -> str:
+        before = {point.number: point.capture for point in points(self._log())}
+        aged = [Aged(seq, info.modified) for seq, info in self._log().listed() if seq in before]
+        stay = {verdict.point for verdict in decide(aged, rules, [], self.time.now()) if verdict.keep}
+        mined = Mined(self.store, cast(Bomb, around or Interruption(0, lambda: None)))
+        log = Log(self._repository(self._retrying(cast(ObjectStore, mined))).vm(VM))
+        options = PruneOptions(grace=grace)
+        with self._weather(weather):
+            try:
+                done = prune_vm(
+                    log, rules, [], committed=max(self.acked, default=0), now=self.time.now(), options=options
+                )
+            except Crash:
+                ended = "prune crash"
+            except DrsyncError as err:
+                ended = f"prune {type(err).__name__}"
+                assert weather != CALM or around or self._depth > 1, f"{err!r}"
+            else:
+                ended = "pruned" if done.dropped or done.deleted_objects else "pruned nothing"
+        after = {point.number: point.capture for point in points(self._log())}
+        assert after.items() <= before.items(), "a prune made a point"
+        told = f"{sorted(after)} are left of {sorted(before)}, not {sorted(stay)}"
+        assert after.keys() in (before.keys(), stay), told
+        self.acked = {number: capture for number, capture in self.acked.items() if number in after}
+        self._dropped |= before.items() - after.items()
+        self.done[ended] += 1
+        return f"{ended}: {len(before)} points, {len(after)} stay"
+
+    def _stalled_writer(self) -> str:
+        """A writer sleeps before a step; meanwhile another one takes over, and prune frees the slot that it had."""
+        host = self._host()
+        other = next(h for h in HOSTS if h != host)
+
+        def happens() -> None:
+            self._guest_writes()
+            self._cycle(other, take_over=True, quiet=True)
+            for _ in range(2):
+                self._guest_writes()
+                self._cycle(other, quiet=True)
+                self._prune(Rules(last=1), timedelta(0))
+            self._prune(Rules(last=1), timedelta(0))
+
+        sleep = Interruption(self._dice.randint(1, 40), happens)
+        return f"{self._cycle(host, around=sleep)} after it slept at {sleep.fired_at or 'no step'}"
 
     def _verified(self) -> str:
         report = verify(self._log(), committed_seq=0, read_data=True, progress=NoProgress())
@@ -387,7 +449,7 @@ class World:
         return Repository(store, opened.record, self.key)
 
     def _retrying(self, store: ObjectStore) -> ObjectStore:
-        return RetryingStore(store, clock=self.clock, sleep=self.clock.advance, policy=RETRIES)
+        return RetryingStore(store, clock=self.time, sleep=self.time.advance, policy=RETRIES)
 
     def _log(self) -> Log:
         return Log(self._repository(self.store.calm).vm(VM))
@@ -407,7 +469,10 @@ class World:
     # What must be so
 
     def _acknowledge(self, segment: Segment | None) -> None:
-        if segment is not None and segment.meta.point is not None:
+        """What was a point and has been dropped since, while its writer slept, is gone rightly."""
+        if segment is None or segment.meta.point is None:
+            return
+        if (segment.seq, segment.meta.point.capture) not in self._dropped:
             self.acked[segment.seq] = segment.meta.point.capture
 
     def _check_acknowledged(self) -> None:
@@ -415,8 +480,8 @@ class World:
         if not self.acked:
             return
         log, newest = self._log(), max(self.acked)
-        segments = log.numbers()
-        assert set(self.acked) <= set(segments), "an acknowledged point is gone"
+        stored = {seq for seq, _ in log.listed()}
+        assert set(self.acked) <= stored, "an acknowledged point is gone"
         segment = log.read(newest)
         assert segment.meta.point is not None
         assert segment.meta.point.capture == self.acked[newest], f"point {newest} is another one"
@@ -424,10 +489,11 @@ class World:
     def audit(self) -> str:
         """Every point of the log is what the disks held, by the log and by the maps; a hash of the repository."""
         log = self._log()
-        segments = list(log.chain(1, log.newest()))
-        for point in points_of(segments):
+        found = points(log)
+        assert set(self.acked) <= {point.number for point in found}
+        for point in found:
             self.acked.setdefault(point.number, point.capture)
-            image = PointImage(log.objects, [s for s in segments if s.seq <= point.number])
+            image = load_image(log, point.number)
             told = f"point {point.number} of capture {point.capture}"
             assert self._restored(log, image) == self.seen[point.capture], f"{told} is not as captured"
             assert self.acked[point.number] == point.capture, f"{told} is in another one's place"
