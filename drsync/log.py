@@ -309,16 +309,17 @@ class LogWriter:
             other = self.log.read(self.next_seq)
             if other.index_sha256 != sealed.index_sha256:  # else it is this one (F20): no two seal alike
                 raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from err
-        self._check_not_freed(self.next_seq)
+        self._check_not_freed(self.next_seq, sealed.index_sha256)
         self.head = self.log.read(self.next_seq)
         return self.head
 
-    def _check_not_freed(self, seq: int) -> None:
+    def _check_not_freed(self, seq: int, index_sha256: bytes) -> None:
         """See that segment `seq`, which was just created, is not in a place that prune had freed.
 
         A store forgets what was deleted, so creating is no proof for who was away for
         long, by whatever clock. A horizon that frees the place has a number that was
-        not there when this writer looked for the head, and it stays.
+        not there when this writer looked for the head, and it stays. (It may also speak
+        of this very segment: prune came right behind it.)
 
         Raises:
             Fenced: others have written that number before, and more; nothing of ours counts.
@@ -326,7 +327,9 @@ class LogWriter:
         number = newest_number(self.log.objects, known=self.horizon)
         if number == self.horizon:
             return
-        if read_horizon(self.log.objects, number).through >= seq:
+        horizon = read_horizon(self.log.objects, number)
+        survived = seq in horizon.survivors and horizon.hash_of_point(seq) == index_sha256
+        if horizon.through >= seq and not survived:
             head = self.log.read(self.log.newest())
             raise Fenced(vm=self.log.vm, writer=head.meta.writer, epoch=head.meta.epoch)
         self.horizon = number

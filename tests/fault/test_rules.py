@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from faulty import Effect, Fault, FaultyStore
 from protected_vm import VM, ProtectedVm, restored
 from shipped_vm import DiskStep, ShippedVm, Step, objects_of
 
+from drsync.capture import Result
 from drsync.errors import EncodingWrong, Fenced, StoreFull, StoreUnavailable
 from drsync.format import names, seal
 from drsync.format.keys import new_object_id
 from drsync.heartbeat import Seen, write_heartbeat
 from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, Kind
+from drsync.prune.run import PruneOptions, prune_vm
+from drsync.retention import Rules
 from drsync.store import Bytes, ObjectStore
 from drsync.store.directory import DirectoryStore
 from drsync.store.retry import RetryingStore, RetryPolicy
@@ -61,6 +65,38 @@ def test_f20_a_writer_of_the_same_name_with_other_bytes_is_fenced(tmp_path: Path
     first.fence()
     with pytest.raises(Fenced):
         second.fence()
+
+
+# Rule 10
+
+
+def test_a_prune_right_behind_a_create_does_not_fence_the_writer(lab: ProtectedVm) -> None:
+    """The horizon that the writer then finds speaks of its segment, as of a point that stays."""
+    lab.cycle()
+    for _ in range(3):
+        lab.write()
+        lab.cycle()
+    lab.write()
+
+    class PrunedBehindCreate(FaultyStore):
+        def create(inner, key: str, body: Bytes, *, sha256: bytes) -> None:
+            super().create(key, body, sha256=sha256)
+            if key == names.segment(VM, 5):
+                done = prune_vm(
+                    lab.log(),
+                    Rules(last=1),
+                    [],
+                    committed=5,
+                    now=lab.clock.now(),
+                    options=PruneOptions(grace=timedelta(0)),
+                )
+                assert (done.horizon, done.kept) == (1, 1)
+
+    assert lab.cycle(store=PrunedBehindCreate(lab.store)).result is Result.COMMITTED
+    assert [point.number for point in lab.check_points()] == [5]
+    lab.write()
+    lab.cycle()
+    assert lab.check_settled().number == 6
 
 
 # Rule 21
