@@ -8,6 +8,7 @@ the long form (tests/run.sh --soak) it goes on for as long as is wanted.
 import json
 import random
 import resource
+import runpy
 import struct
 import time
 import tracemalloc
@@ -23,6 +24,7 @@ import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from figures import count
 from forged import rehashed
+from rules import ROOT
 from shipped_vm import DiskStep, OracleDisk, ShippedVm, Step, objects_of, restored, restored_disk, store_of
 from soak import FUZZ_S
 
@@ -354,6 +356,14 @@ def test_a_page_that_is_a_bomb_is_not_unpacked(vm: ShippedVm, packed: bytes) -> 
     stored = AESGCM(keys.frame).encrypt(struct.pack("<IQ", 0, 8), packed, binding + struct.pack("<Q", 3))
     with bounded(), pytest.raises(Malformed):
         open_page(keys, stored, 8, binding, 3)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("packed", BOMBS.values(), ids=BOMBS.keys())
+def test_recover_py_unpacks_no_bomb(packed: bytes) -> None:
+    recover = runpy.run_path(str(ROOT / "examples/recover.py"))
+    with bounded(), pytest.raises((recover["Refused"], zstandard.ZstdError)):
+        recover["unzip"](packed, seal.MAX_INDEX_BYTES)
 
 
 @pytest.mark.usefixtures("traced")
