@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pytest
+from crashing import When
 from figures import count
 
 from drsync.errors import StoreUnavailable
@@ -275,20 +276,34 @@ class StormyStore:
 
 
 class Interruption:
-    """Something else happens before one step of a cycle: stands where crashing.Bomb does."""
+    """Something else happens before or after one step of a cycle: stands where crashing.Bomb does.
 
-    def __init__(self, step: int, happens: Callable[[], None]) -> None:
+    With `only`, steps are just the calls of this method.
+    """
+
+    def __init__(self, step: int, happens: Callable[[], None], *, when: When = "before", only: str = "") -> None:
         self._step = step
         self._happens = happens
+        self._when = when
+        self._only = only
         self._calls = 0
         self.fired_at = ""
 
     def around(self, name: str, call: Callable[[], Any]) -> Any:
+        if self._only and not name.endswith(self._only):
+            return call()
         self._calls += 1
-        if self._calls == self._step:
-            self.fired_at = name
-            self._happens()
-        return call()
+        due = self._calls == self._step
+        if due and self._when == "before":
+            self._fire(name)
+        result = call()
+        if due and self._when == "after":
+            self._fire(name)
+        return result
+
+    def _fire(self, name: str) -> None:
+        self.fired_at = f"{self._when} {name}"
+        self._happens()
 
 
 def digest_of(store: ObjectStore) -> str:

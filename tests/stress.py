@@ -237,9 +237,16 @@ class World:
                 )()
             )
 
-        interruption = Interruption(self._dice.randint(1, 30), happens)
+        interruption = self._some_time(happens)
         told = self._cycle(host, around=interruption)
-        return f"{told} while at {interruption.fired_at or 'no step'} {meanwhile}"
+        return f"{told} {interruption.fired_at or 'no step'} {meanwhile}"
+
+    def _some_time(self, happens: Callable[[], None]) -> Interruption:
+        """Before or after any step of a cycle, or of those that matter most."""
+        when = self._dice.choice(WHENS)
+        if self._dice.random() < 0.3:
+            return Interruption(self._dice.randint(1, 3), happens, when=when, only=".create")
+        return Interruption(self._dice.randint(1, 30), happens, when=when)
 
     def _outage(self) -> str:
         return self._cycle(self._host(), weather=OUTAGE)
@@ -352,8 +359,8 @@ class World:
                 self._prune(Rules(last=1), timedelta(0))
             self._prune(Rules(last=1), timedelta(0))
 
-        sleep = Interruption(self._dice.randint(1, 40), happens)
-        return f"{self._cycle(host, around=sleep)} after it slept at {sleep.fired_at or 'no step'}"
+        sleep = self._some_time(happens)
+        return f"{self._cycle(host, around=sleep)} while it slept {sleep.fired_at or 'no step'}"
 
     def _verified(self) -> str:
         report = verify(self._log(), committed_seq=0, read_data=True, progress=NoProgress())
