@@ -10,8 +10,9 @@ them are safe: when the maintenance has died, the alarm comes from those that li
 
     period        ├───────────────────────────────┤
     created       now                             until
-    a pass extends what ends before  ┤ half
-    the alarm begins                         ┤ a quarter is left
+    a pass extends what ends before ┤ half is left
+    a pass is due                       ┤ two fifths are left, by the witness
+    the alarm begins                          ┤ a quarter is left
 """
 
 import logging
@@ -78,7 +79,7 @@ def extend_locks(
         StoreError: the objects can't be listed; `resume` with the pass before is safe.
     """
     end_s = clock.monotonic_s() + budget_s
-    found = resume if resume is not None and not resume.done else LockPass(started=clock.now())
+    found = resume if resume is not None and not resume.done else LockPass(started=store.now())
     each = _Extending(locks, policy, found.started, dry_run=dry_run)
     listing = (i.key for i in store.list("", after=found.after) if not i.key.startswith(names.HEARTBEAT_PREFIX))
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="lock") as workers:
@@ -160,6 +161,62 @@ def _finish(found: LockPass, locks: ObjectLocks, policy: LockPolicy, *, dry_run:
         if before is None or before.until < end:
             locks.extend_lock(names.REPOSITORY, Lock(mode=_stronger(before, policy.mode), until=end))
     return replace(found, done=True)
+
+
+class LockKeeper:
+    """Extends the locks when it is time to, a slice of a pass at a time; for the maintenance role."""
+
+    def __init__(self, store: ObjectStore, locks: ObjectLocks, policy: LockPolicy, clock: Clock) -> None:
+        self._store = store
+        self._locks = locks
+        self._policy = policy
+        self._clock = clock
+        self._pass: LockPass | None = None
+        self._not_before_s = 0.0
+
+    def is_due(self) -> bool:
+        """Whether there is something to do: a pass was begun, or the witness has less than two fifths left.
+
+        The witness knows of every pass, whoever made it, so nothing is to be remembered over a restart. A pass that
+        failed is not begun again before an hour is over.
+
+        Raises:
+            StoreError: the witness can't be asked.
+        """
+        if not self.is_between_passes():
+            return True
+        if self._clock.monotonic_s() < self._not_before_s:
+            return False
+        witness = self._locks.lock_of(names.REPOSITORY)
+        return witness is None or witness.until - self._store.now() < self._policy.period * 2 / 5
+
+    def is_between_passes(self) -> bool:
+        """Whether no pass waits to be gone on with."""
+        return self._pass is None
+
+    def work(self, budget_s: float) -> LockPass | None:
+        """Do a part of a pass, if one is due; what has come of the pass so far.
+
+        Raises:
+            StoreError: objects can't be listed; the next call goes on.
+        """
+        if not self.is_due():
+            return None
+        found = extend_locks(self._store, self._locks, self._policy, self._clock, budget_s=budget_s, resume=self._pass)
+        self._pass = None if found.done else found
+        if found.done:
+            self._tell(found)
+        return found
+
+    def _tell(self, found: LockPass) -> None:
+        if found.problem is not None:
+            self._not_before_s = self._clock.monotonic_s() + WATCH_EVERY_S
+            message = "%d of %d locks could not be extended: %s; remedy: %s"
+            _LOGGER.error(message, found.failed, found.seen, found.problem, found.problem.remedy)
+        else:
+            _LOGGER.info("%d objects seen, %d locks extended", found.seen, found.extended)
+        if found.unlocked:
+            _LOGGER.warning("%d objects had no lock: is `lock` set on every host?", found.unlocked)
 
 
 class LockState(StrEnum):

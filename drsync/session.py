@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,7 @@ from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
-from drsync.locks import LockPass, LockStatus, LockWatch, extend_locks, lock_status
+from drsync.locks import LockKeeper, LockPass, LockStatus, LockWatch, extend_locks, lock_status
 from drsync.log import Log, Segment
 from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Progress
@@ -56,6 +56,9 @@ from drsync.preflight.findings import Verdict
 from drsync.preflight.report import KEPT_NAME, Report
 from drsync.preflight.run import preflight
 from drsync.protection import Protection, libvirt_needed
+from drsync.prune.planning import FREE, Prices
+from drsync.prune.report import Pruned, VmPruned
+from drsync.prune.run import PruneOptions, prune_vm
 from drsync.quiesce import Company
 from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
 from drsync.restore import restore_disk
@@ -220,6 +223,12 @@ class Session:
         path = self.config.repository.key_file
         write_key_file(path, recover_root_key(self.store, recovery))
         return path
+
+    @cached_property
+    def lock_keeper(self) -> LockKeeper | None:
+        """What extends the locks in the maintenance role; None: the configuration asks for none."""
+        policy = self.config.repository.lock
+        return None if policy is None else LockKeeper(self.store, self.locks, policy, self.clock)
 
     @cached_property
     def _lock_watch(self) -> LockWatch:
@@ -492,8 +501,52 @@ class Session:
         log, rules = self.log(vm), self.config.retention.of(vm)
         known = catalog.points(log)
         aged = catalog.aged(log, known)
-        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.clock.now())
+        verdicts = decide(aged, rules, self.pins(vm).for_rules(), self.store.now())
         return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
+
+    def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:
+        """Drop what retention drops, and delete what was taken out of use before; of one VM, or of all there are.
+
+        A VM that can't be pruned keeps no other from it: its error is told with it.
+
+        Raises:
+            UnknownVm: there is no such VM.
+            StoreError: the store does not tell the time, or what it has.
+        """
+        names = [n for n in self.known_vms(vm) if vm is not None or n in set(self.repository.vm_names())]
+        now, beats = self.store.now(), read_heartbeats(self.repository)
+        settings = self.config.prune
+        options = PruneOptions(
+            grace=timedelta(seconds=settings.grace_s),
+            orphan_grace=timedelta(seconds=settings.orphan_grace_s),
+            prices=Prices(transfer_gib=settings.read_price) if self.store.url.startswith("s3:") else FREE,
+            dry_run=dry_run,
+        )
+        vms = [self._prune(name, beats.of(name), now, options, progress_of(name)) for name in names]
+        uploads = 0 if vm is not None else self._abandon_uploads(now - options.orphan_grace, dry_run=dry_run)
+        return Pruned(vms=vms, abandoned_uploads=uploads, dry_run=dry_run)
+
+    def _prune(self, vm: str, seen: Seen | None, now: datetime, options: PruneOptions, progress: Progress) -> VmPruned:
+        log = self.log(vm)
+        try:
+            return prune_vm(
+                log,
+                self.config.retention.of(vm),
+                self.pins(vm).for_rules(),
+                committed=seen.seq if seen else 0,
+                now=now,
+                options=options,
+                progress=progress,
+            )
+        except DrsyncError as err:
+            return VmPruned(vm=vm, kept=0, dropped=[], horizon=0, error=err)
+
+    def _abandon_uploads(self, before: datetime, *, dry_run: bool) -> int:
+        """Free what uploads take that were begun before then and never ended; how many there were."""
+        found = [upload for upload in self.store.unfinished() if upload.began < before]
+        for upload in found if not dry_run else ():
+            self.store.abandon(upload)
+        return len(found)
 
     def pin(self, vm: str, number: int, *, until: datetime | None, note: str, dry_run: bool) -> PinRecord:
         """Keep a point, until then or until it is unpinned.

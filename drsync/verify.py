@@ -82,7 +82,8 @@ class _Audit:
         self._newest = 0
 
     def run(self, committed_seq: int, *, read_data: bool) -> VmReport:
-        segments = self._segments(committed_seq)
+        horizon = self._horizon(read_data=read_data)
+        segments = self._segments(committed_seq, horizon)
         self._check_points(segments)
         packs = list(self._packs(segments))
         self._check_maps(segments, read_data=read_data)
@@ -96,7 +97,7 @@ class _Audit:
         return VmReport(
             vm=self._log.vm,
             points=sum(s.meta.point is not None and not s.dropped for s in segments),
-            objects=len(segments) + len(packs),
+            objects=len(segments) + len(packs) + (horizon.number > 0),
             stored_bytes=stored,
             frames=frames,
             problems=sorted(self._problems, key=lambda p: p.point),
@@ -105,9 +106,8 @@ class _Audit:
     def _found(self, error: IntegrityError | ObjectMissing, point: int) -> None:
         self._problems.append(Problem(error=error, point=point))
 
-    def _segments(self, committed_seq: int) -> list[Segment]:
+    def _segments(self, committed_seq: int, horizon: Horizon) -> list[Segment]:
         """The links of the log as far as they can be read: its segments, and what stands in the holes."""
-        horizon = self._horizon()
         segments: list[Segment] = []
         expected = 1
         previous: str | None = ""  # None: unknown, the segment before could not be read
@@ -132,12 +132,18 @@ class _Audit:
             self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=known), expected)
         return segments
 
-    def _horizon(self) -> Horizon:
+    def _horizon(self, *, read_data: bool) -> Horizon:
+        """The horizon in force; with `read_data`, all its bytes are looked at."""
         try:
-            return self._log.horizon()
+            horizon = self._log.horizon()
+            if read_data and horizon.number:
+                name = names.horizon(self._log.vm, horizon.number)
+                data = self._objects.store.get(name, limit_bytes=seal.MAX_OBJECT_BYTES)
+                self._objects.open_whole(name, "horizon", data, seq=horizon.number)
         except (IntegrityError, ObjectMissing) as err:
             self._found(err, 1)
             return NONE
+        return horizon
 
     def _link(self, link: int | Merged, horizon: Horizon, previous: str | None, segments: list[Segment]) -> str | None:
         """Read a link behind one whose hash is `previous`, and note it; its own hash, None if it can't be read."""

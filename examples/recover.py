@@ -100,10 +100,14 @@ class Repository:
             need(check == record["key_check"], "it is not this repository's")  # F5
         self.vm_key = derive(root, self.id, b"drsync vm\0" + vm.encode())
 
+    def numbers(self, folder: str) -> list[int]:
+        """The numbers of the segments or horizons that are there, in order."""
+        names = [path.name for path in (self.path / f"vm/{self.vm}/{folder}").glob("*")]
+        return sorted(int(name, 16) for name in names if re.fullmatch("[0-9a-f]{16}", name))
+
     def newest(self) -> int:
         """The number of the newest segment, which must not be older than what the hosts know of (F16)."""
-        log = (self.path / f"vm/{self.vm}/log").glob("*")
-        newest = max((int(p.name, 16) for p in log if re.fullmatch("[0-9a-f]{16}", p.name)), default=0)
+        newest = max(self.numbers("log"), default=0)
         for path in (self.path / "host").glob("*.json"):
             try:
                 with reading(path):
@@ -122,7 +126,7 @@ class Repository:
 
 
 class Sealed:
-    """A segment or pack whose index has been authenticated ("Objects"), and is taken apart column by column."""
+    """A segment, pack or horizon whose index has been authenticated ("Objects"), and is taken apart by columns."""
 
     def __init__(self, repository: Repository, name: str, kind: str, seq: int) -> None:  # F7, F8, F9
         self.path = repository.path / name
@@ -140,7 +144,7 @@ class Sealed:
         object_id = bytes.fromhex(header["object"])
         said = (header["kind"], header["repository"], header["vm"], header["seq"], header["format"], len(object_id))
         need(said == (kind, repository.id.hex(), repository.vm, seq, 1, 16), "it is not what its name says")
-        need(kind == "segment" or name.endswith(object_id.hex()), "it is another pack than its name says")
+        need(kind in ("segment", "horizon") or name.endswith(object_id.hex()), "it is another than its name says")
         index_key = AESGCM(derive(repository.vm_key, object_id, b"drsync index"))
         self.rest = memoryview(unzip(index_key.decrypt(bytes(12), sealed, head), 64 * MIB))
         self.index_sha256 = hashlib.sha256(sealed).digest()
@@ -159,14 +163,16 @@ class Sealed:
             column.byteswap()
         return column.tolist()
 
+    def column(self, width: int, count: int) -> list[bytes]:
+        taken = self.take(width * count)
+        return [bytes(taken[width * n : width * (n + 1)]) for n in range(count)]
+
     def pack_table(self) -> list[tuple[str, int, bytes]]:
         """Object id, length and hash of the index of each pack that a segment lists."""
         count = self.meta["packs"]
-        ids, lengths, hashes = self.take(16 * count), self.numbers("Q", count), self.take(32 * count)
+        ids, lengths, hashes = self.column(16, count), self.numbers("Q", count), self.column(32, count)
         self.take(16 * count)  # what each can hold: for choosing, and here all are read
-        return [
-            (ids[16 * n : 16 * n + 16].hex(), lengths[n], bytes(hashes[32 * n : 32 * n + 32])) for n in range(count)
-        ]
+        return [(ids[n].hex(), lengths[n], hashes[n]) for n in range(count)]
 
     def rows(self, point: Point) -> dict[str, Rows]:
         """What it holds of each disk, which must fit the point (F7, F13)."""
@@ -191,6 +197,37 @@ class Sealed:
         return found
 
 
+class Horizon:
+    """What was pruned ("Horizon"): which points survive, and the merged segments that stand in the holes of the log."""
+
+    def __init__(self, repository: Repository) -> None:
+        numbers = repository.numbers("horizon")
+        need(numbers == [*range(1, len(numbers) + 1)], "a horizon is missing")  # F30
+        self.through, self.segment = 0, ""
+        self.survivors: dict[int, bytes] = {}
+        self.holes: dict[int, tuple[int, str, bytes, bytes]] = {}  # by the last segment: first, name and two hashes
+        if not numbers:
+            return
+        with reading(name := f"vm/{repository.vm}/horizon/{numbers[-1]:016x}"):
+            found = Sealed(repository, name, "horizon", numbers[-1])
+            need(found.meta["number"] == numbers[-1], "it is of another number")
+            self.through, self.segment = found.meta["through"], found.meta["segment"]
+            points, holes = found.meta["points"], found.meta["merged"]
+            self.survivors = dict(zip(found.numbers("Q", points), found.column(32, points), strict=True))
+            firsts, lasts, ids = found.numbers("Q", holes), found.numbers("Q", holes), found.column(16, holes)
+            hashes, ends = found.column(32, holes), found.column(32, holes)
+            for n, last in enumerate(lasts):
+                need((lasts[n - 1] if n else 0) < firsts[n] <= last < self.through, "its holes are not in order")
+                merged = f"vm/{repository.vm}/merged/{last:016x}-{ids[n].hex()}"
+                self.holes[last] = firsts[n], merged, hashes[n], ends[n]
+
+    def check(self, seq: int, index_sha256: bytes) -> None:
+        """A segment must be the one that the horizon knows (F32)."""
+        known = self.survivors.get(seq, index_sha256)
+        need(known == index_sha256, "it is another segment than the horizon knows")
+        need(seq != self.through or index_sha256.hex() == self.segment, "it is not the newest that the horizon knows")
+
+
 class Recovery:
     """One disk of one point on its way into a file ("Reading a point"): from the newest segment back."""
 
@@ -200,17 +237,26 @@ class Recovery:
 
     def run(self, last: int, *, exactly: bool) -> int:
         """Write the disk as segment `last` left it; the number of the point that this is."""
-        follows, above, found = "", Point(disks=[]), 0
-        for seq in range(last, 0, -1):
-            with reading(name := f"vm/{self.repository.vm}/log/{seq:016x}"):
-                segment = Sealed(self.repository, name, "segment", seq)
+        horizon = Horizon(self.repository)
+        need(last > horizon.through or last in horizon.survivors, f"point {last} was pruned, or is none")  # F31
+        need(
+            exactly or last >= horizon.through, f"segment {horizon.through} is missing, which the horizon knows"
+        )  # F16
+        follows, above, found, seq = "", Point(disks=[]), 0, last
+        while seq > 0:
+            first, name, merged, ends = horizon.holes.get(seq, (seq, "", b"", b""))
+            with reading(name := name or f"vm/{self.repository.vm}/log/{seq:016x}"):
+                segment = Sealed(self.repository, name, "merged" if merged else "segment", seq)
                 point = segment.meta["point"] or Point(disks=[])
                 need(segment.meta["seq"] == seq, "it is of another number")
-                need(follows == segment.index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
-                follows = segment.meta["previous"]
+                need(not merged or segment.index_sha256 == merged, "it is not the one that the horizon names")  # F33
+                index_sha256 = ends or segment.index_sha256
+                horizon.check(seq, index_sha256)
+                need(follows == index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
+                follows, seq = segment.meta["previous"], first - 1
                 if not found and (segment.meta["point"] is not None or exactly):
                     self.begin(point)
-                    found = seq
+                    found = segment.meta["seq"]
                 self.read(segment, point)
                 if segment.meta["point"] is not None:
                     check_follows(above, point)

@@ -43,11 +43,12 @@ class Bomb:
                 self._fire(name)
             if self.fired_at:
                 raise Crash(name)
-        result = call()
-        if due:
-            self._fire(name)
-            raise Crash(name)
-        return result
+        try:
+            return call()
+        finally:
+            if due:  # also if it raises, as a read of what is not there does
+                self._fire(name)
+                raise Crash(name)
 
     def _fire(self, name: str) -> None:
         self.fired_at = name

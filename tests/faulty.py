@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from types import TracebackType
 from typing import Literal, Self
@@ -106,6 +107,9 @@ class FaultyStore:
                     return
             yield info
         _lose_reply(fault)
+
+    def now(self) -> datetime:
+        return self._inner.now()
 
     def delete(self, key: str) -> None:
         fault = self._due("delete", key)

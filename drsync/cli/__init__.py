@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "unpin": "drsync.cli.unpin",
     "restore": "drsync.cli.restore",
     "verify": "drsync.cli.verify",
+    "prune": "drsync.cli.prune",
     "preflight": "drsync.cli.preflight",
     "status": "drsync.cli.status",
     "lock": "drsync.cli.lock",

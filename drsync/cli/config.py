@@ -92,8 +92,12 @@ def _checked(name: str, look: Callable[[], Sequence[str]]) -> Check:
 def _repository(session: Session) -> Sequence[str]:
     record = session.repository.record
     body = session.store.get(names.REPOSITORY, limit_bytes=_MAX_RECORD_BYTES)
-    probe_create_only(session.raw_store, names.REPOSITORY, body, hashlib.sha256(body).digest())
-    opens = f"{session.store.url}: the key opens it, and it refuses to overwrite (id {record.id[:8]})"
+    try:
+        probe_create_only(session.raw_store, names.REPOSITORY, body, hashlib.sha256(body).digest())
+        refuses = "it refuses to overwrite"
+    except StoreDenied:  # a host's role; whether the store itself would refuse was asked by `drsync init`
+        refuses = "these credentials may not even try to overwrite it"
+    opens = f"{session.store.url}: the key opens it, and {refuses} (id {record.id[:8]})"
     return [opens, *_locks(session)]
 
 

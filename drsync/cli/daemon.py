@@ -32,10 +32,10 @@ REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SI
 @click.command("daemon")
 @click.option(
     "--role",
-    type=click.Choice(["host", "cloud"]),
+    type=click.Choice(["host", "cloud", "maintenance"]),
     default="host",
     show_default=True,
-    help="host = capture VMs; cloud = only bring points to AWS, beside the bucket.",
+    help="host = capture VMs; cloud = only bring points to AWS, beside the bucket; maintenance = prune.",
 )
 @pass_app
 def command(app: App, role: str) -> None:
@@ -52,6 +52,12 @@ def command(app: App, role: str) -> None:
 
         _reach(config, app)
         run_cloud_role(app, config)
+        return
+    if role == "maintenance":
+        from drsync.cli.daemon_maintenance import run_maintenance_role  # noqa: PLC0415 - as above
+
+        _reach(config, app)
+        run_maintenance_role(app, config)
         return
     session = Session(config, app.clock)
     session.guests.let_go()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.locks import LockPass, LockStatus
     from drsync.pins import PinRecord
     from drsync.preflight.report import Report
+    from drsync.prune.report import Pruned, VmPruned
     from drsync.recovery.cloud.cost import Cost
     from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
@@ -134,6 +135,37 @@ def retained(value: "Retained", *, explained: bool) -> Document:
         "kept": len(value.verdicts) - value.dropped,
         "dropped": value.dropped,
         "points": points if explained else None,
+    }
+
+
+def pruned(value: "Pruned") -> Document:
+    """What a prune did, or would do."""
+    return {
+        "dry_run": value.dry_run,
+        "abandoned_uploads": value.abandoned_uploads,
+        "vms": [_pruned_vm(one) for one in value.vms],
+    }
+
+
+def _pruned_vm(one: "VmPruned") -> Document:
+    return {
+        "vm": one.vm,
+        "horizon": one.horizon,
+        "kept": one.kept,
+        "dropped": [{"point": verdict.point, "reasons": list(verdict.reasons)} for verdict in one.dropped],
+        "deleted_objects": one.deleted_objects,
+        "deleted_bytes": one.deleted_bytes,
+        "denied_objects": one.denied_objects,
+        "waiting_objects": one.waiting_objects,
+        "waiting_bytes": one.waiting_bytes,
+        "waiting_until": instant(one.waiting_until) if one.waiting_until is not None else None,
+        "orphans": one.orphans,
+        "copied_bytes": one.copied_bytes,
+        "new_objects": one.new_objects,
+        "freed_bytes": one.freed_bytes,
+        "cost_dollars": one.cost_dollars,
+        "saved_dollars_month": one.saved_dollars_month,
+        "error": error(one.error) if one.error is not None else None,
     }
 
 

@@ -10,6 +10,7 @@ Every message names the key, where it stands, its value and what is right.
 from pathlib import Path
 from typing import Final
 
+from drsync.config.prune import PruneSettings
 from drsync.config.reading import load_config, parse_config
 from drsync.config.retention import Retention
 from drsync.config.settings import (
@@ -37,6 +38,7 @@ __all__ = [
     "LibvirtSource",
     "LimitsSettings",
     "ProtectSettings",
+    "PruneSettings",
     "QmpSource",
     "RepositorySettings",
     "Retention",

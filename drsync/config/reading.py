@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.key import shown
+from drsync.config.prune import PruneSettings
 from drsync.config.retention import Retention, RetentionSettings
 from drsync.config.settings import (
     SOURCES,
@@ -97,12 +98,13 @@ class _Reading(TableReading):
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
         limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
         retention = self._retention(document.get("retention"))
+        prune = self.table("[prune]", PruneSettings, document.get("prune", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
         self._check_groups(vms, protects)
         clouds = self._clouds(document.get("cloud", []))
-        if repository is None or spool is None or limits is None or daemon is None:
+        if repository is None or spool is None or limits is None or prune is None or daemon is None:
             return None
         self._check_s3_only(repository)
         return Config(
@@ -111,6 +113,7 @@ class _Reading(TableReading):
             spool=spool,
             limits=limits,
             retention=retention,
+            prune=prune,
             vms=vms,
             protects=protects,
             clouds=clouds,

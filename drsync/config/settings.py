@@ -32,6 +32,7 @@ from drsync.config.key import (
     read_uri,
     shown,
 )
+from drsync.config.prune import PruneSettings
 from drsync.config.retention import Retention, RetentionSettings
 from drsync.model import Consistency, OnFreezeFailure
 from drsync.pace import Rate
@@ -538,6 +539,7 @@ class Config:
     spool: SpoolSettings
     limits: LimitsSettings
     retention: Retention
+    prune: PruneSettings
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     clouds: Sequence[CloudSettings]
@@ -557,6 +559,7 @@ TABLES: Final = {
     "spool": SpoolSettings,
     "limits": LimitsSettings,
     "retention": RetentionSettings,
+    "prune": PruneSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "cloud": CloudSettings,

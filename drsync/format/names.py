@@ -5,9 +5,9 @@ keys/recovery-<id>.json       the root key of repository <id>, wrapped by its re
 vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
-vm/<vm>/pin/<n:016x>          a pin record
 vm/<vm>/merged/<last:016x>-<id>  a merged segment: stands for several up to `last`
 vm/<vm>/horizon/<n:016x>      which points survive, and what stands for what was taken out
+vm/<vm>/pin/<n:016x>          a pin record
 host/<host>.json              a heartbeat; the only object that is overwritten
 """
 

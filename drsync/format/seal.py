@@ -47,8 +47,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     vm: str
     object: str
     seq: int
-    """The number of a segment, horizon or pin record, of the last segment that a merged one stands for, or of the
-    point that a map shows; 0 for a pack."""
+    """The number of a segment, horizon or pin record, of the last segment that a merged one stands for, or of the point
+    that a map shows; 0 for a pack."""
     format: int = FORMAT_VERSION
 
 

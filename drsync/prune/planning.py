@@ -112,19 +112,44 @@ def plan_runs(lives: Sequence[LinkLife], prices: Prices, *, copy_below: float = 
 
 
 def _neighbours(lives: Sequence[LinkLife], copy_below: float) -> Iterator[Sequence[LinkLife]]:
-    run: list[LinkLife] = []
+    run = _Growing()
     for life in lives:
-        if not _is_candidate(life, copy_below):
-            if run:
-                yield run
-            run = []
-        elif run and not _may_follow(run, life):
-            yield run
-            run = [life]
-        else:
-            run.append(life)
-    if run:
-        yield run
+        candidate = _is_candidate(life, copy_below)
+        if run.links and not (candidate and run.takes(life)):
+            yield run.links
+            run = _Growing()
+        if candidate:
+            run.add(life)
+    if run.links:
+        yield run.links
+
+
+class _Growing:
+    """A run that is being put together."""
+
+    def __init__(self) -> None:
+        self.links: list[LinkLife] = []
+        self._packs = 0
+        self._zero_runs = 0
+        self._geometry: list[tuple[str, int]] | None = None
+        """Names and sizes of the disks; None as long as there is no point in it."""
+
+    def takes(self, life: LinkLife) -> bool:
+        """Whether a link may follow those that are in it."""
+        point = life.link.meta.point
+        fits = len(self.links) < _MAX_LINKS and self._packs < _MAX_PACKS and self._zero_runs < _MAX_ZERO_RUNS
+        if point is None or not fits:
+            return fits
+        same = self._geometry is None or self._geometry == [(d.name, d.size_bytes) for d in point.disks]
+        return same and not any(d.kind is Kind.FULL for d in point.disks)
+
+    def add(self, life: LinkLife) -> None:
+        point = life.link.meta.point
+        self.links.append(life)
+        self._packs += len(life.packs)
+        self._zero_runs += sum(copied.zero_runs for copied in _copied(life))
+        if point is not None:
+            self._geometry = [(d.name, d.size_bytes) for d in point.disks]
 
 
 def _copied(link: LinkLife) -> list[Life]:
@@ -152,17 +177,3 @@ def _is_candidate(link: LinkLife, copy_below: float) -> bool:
     """Whether of what it takes, not more than the part `copy_below` has to be copied."""
     copied = sum(life.live_bytes for life in _copied(link))
     return copied <= copy_below * (copied + max(0, _freed_bytes(link)))
-
-
-def _may_follow(run: Sequence[LinkLife], link: LinkLife) -> bool:
-    point = link.link.meta.point
-    if point is None:
-        return len(run) < _MAX_LINKS
-    before = next((r.link.meta.point for r in reversed(run) if r.link.meta.point is not None), None)
-    geometry = [(d.name, d.size_bytes) for d in point.disks]
-    same = before is None or [(d.name, d.size_bytes) for d in before.disks] == geometry
-    together = [*run, link]
-    packs = sum(len(r.packs) for r in together)
-    zero_runs = sum(life.zero_runs for r in together for life in _copied(r))
-    fits = len(run) < _MAX_LINKS and packs <= _MAX_PACKS and zero_runs <= _MAX_ZERO_RUNS
-    return same and fits and not any(d.kind is Kind.FULL for d in point.disks)

@@ -33,6 +33,7 @@ from drsync.image import place, read_pack
 from drsync.log import Log, Segment
 from drsync.mapping import rewrite_map
 from drsync.model import NoProgress, Progress
+from drsync.pins import read_pins
 from drsync.prune.copying import Replacement, replace_run
 from drsync.prune.inventory import Inventory, listed_packs, take_inventory
 from drsync.prune.liveness import Placed, lives_of
@@ -163,8 +164,8 @@ class _Prune:
 
     def _is_due(self, found: Inventory) -> bool:
         """Whether the horizon in force is so old that nobody reads any more what it took out of use."""
-        modified = found.horizon_modified
-        return modified is not None and self._now - modified >= self._options.grace
+        modified, grace = found.horizon_modified, self._options.grace
+        return modified is not None and (grace <= timedelta(0) or self._now - modified >= grace)
 
     def _inventory(self, horizon: Horizon) -> Inventory:
         return take_inventory(self._objects, horizon, committed=self._committed)
@@ -300,6 +301,7 @@ class _Prune:
             sealed = seal.seal(buffer, seal.FRAMES_START, header, index, self._objects.object_keys(header))
         except Malformed as err:
             raise PruneRefused(vm=self._log.vm, problem=f"its horizon can't be written: {err}") from err
+        self._check_pins(plan)
         name = names.horizon(self._log.vm, number)
         try:
             self._objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
@@ -307,6 +309,20 @@ class _Prune:
             raise PruneRaced(vm=self._log.vm, number=number) from err
         _LOGGER.info("vm=%s horizon=%d dropped=%d runs=%d", self._log.vm, number, len(plan.dropped), len(done))
         return done
+
+    def _check_pins(self, plan: Plan) -> None:
+        """Look, at the last moment, whether a point that goes was pinned since the rules were asked (F42).
+
+        Copying may take hours. `drsync pin` looks the other way: first its record, then whether the point is there.
+
+        Raises:
+            PruneRefused: one was; what was copied becomes orphans.
+        """
+        standing = {pin.point for pin in read_pins(self._objects).for_rules() if not pin.until or pin.until > self._now}
+        pinned = sorted(standing & {verdict.point for verdict in plan.dropped})
+        if pinned:
+            problem = f"point {pinned[0]} was pinned while it worked; the next run keeps it"
+            raise PruneRefused(vm=self._log.vm, problem=problem)
 
     def _map(self, old: Horizon, plan: Plan) -> None:
         """Bring the newest block map under the new horizon. It is a cache: what fails is told, and is no error."""

@@ -23,6 +23,7 @@ tests/contract/test_store.py:
       whether its place is still its own (log.py).
 - S8  what a dead writer left half stored is no object: readers and listings do
       not see it, `unfinished` does, and `abandon` frees what it takes.
+- S9  `now` is the clock that stamps the objects (`ObjectInfo.modified`).
 """
 
 from collections.abc import Iterator
@@ -117,6 +118,14 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         """The objects whose keys start with `prefix` and sort behind `after`, in key order."""
+        ...
+
+    def now(self) -> datetime:
+        """The store's own time, in UTC; ages of objects are reckoned from it, never from a host's clock.
+
+        Raises:
+            StoreUnavailable, StoreMisconfigured: it does not tell.
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -125,6 +125,10 @@ class DirectoryStore:
                 return
             yield from _walk(fd, path, prefix, after)
 
+    def now(self) -> datetime:
+        with self._translated("create", _STAGING), self._staged(b"") as staged:
+            return _modified(os.fstat(staged.fd))
+
     def delete(self, key: str) -> None:
         with self._translated("delete", key), ExitStack() as stack:
             try:

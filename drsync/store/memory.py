@@ -100,6 +100,9 @@ class MemoryStore:
             if stored is not None:
                 yield ObjectInfo(key=key, size_bytes=len(stored.data), modified=stored.modified)
 
+    def now(self) -> datetime:
+        return self._clock.now()
+
     def delete(self, key: str) -> None:
         check_key(key, self.url)
         with self._lock:

@@ -1,6 +1,7 @@
 """A store that writes at a pace: for stores that take an object in one go, such as a directory."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from drsync.model import Pace
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
@@ -36,6 +37,9 @@ class PacedStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         return self._inner.list(prefix, after=after)
+
+    def now(self) -> datetime:
+        return self._inner.now()
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import TypeVar
 
@@ -114,6 +115,9 @@ class RetryingStore:
         if not isinstance(locks, ObjectLocks):
             raise LocksMissing(url=self.url, problem="only S3 buckets can")
         self._call("lock", key, lambda: locks.extend_lock(key, lock))
+
+    def now(self) -> datetime:
+        return self._call("ask for the time", "", self._inner.now)
 
     def delete(self, key: str) -> None:
         self._call("delete", key, lambda: self._inner.delete(key))

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
@@ -242,6 +243,15 @@ class S3Store:
         if found is None or found.until < lock.until:
             return False
         return found.mode is LockMode.COMPLIANCE or lock.mode is LockMode.GOVERNANCE
+
+    def now(self) -> datetime:
+        with self._translated("list", self._root):
+            page = self._client.list_objects_v2(Bucket=self._options.bucket, Prefix=self._root, MaxKeys=1)
+        try:
+            told = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError, TypeError) as err:
+            raise StoreMisconfigured(url=self.url, problem="its replies don't tell the time (HTTP Date)") from err
+        return told.astimezone(UTC)
 
     def delete(self, key: str) -> None:
         check_key(key, self.url)

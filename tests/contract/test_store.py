@@ -1,4 +1,4 @@
-"""One suite for every store: the rules S1 to S8 of drsync/store/__init__.py."""
+"""One suite for every store: the rules S1 to S9 of drsync/store/__init__.py."""
 
 import hashlib
 import random
@@ -383,6 +383,16 @@ def test_s7_nothing_outside_of_a_directory_store_is_deleted(tmp_path: Path) -> N
     (tmp_path / "repository" / "vm" / "web" / "link").symlink_to(tmp_path)
     store.delete("vm/web/link/precious")
     assert (tmp_path / "precious").exists()
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+def test_s9_the_store_tells_the_time_by_which_it_stamps_objects(store: ObjectStore) -> None:
+    before = store.now()
+    put(store, "vm/web/pack/p", b"first")
+    (info,) = store.list("vm/")
+    second = timedelta(seconds=1)  # what S3 tells is no finer
+    assert before - second <= info.modified <= store.now() + second
+    assert before.tzinfo is UTC
     assert keys(store) == ["vm/web/pack/p"]
 
 

@@ -18,12 +18,15 @@ from iam_evaluator import is_allowed, needs
 from s3_lab import Bucket, make_client
 from shipped_vm import DiskStep, ShippedVm, Step, restored
 
+from drsync import catalog
 from drsync.errors import StoreDenied
 from drsync.format import names
 from drsync.locks import LockState, extend_locks, lock_status
 from drsync.log import Log
 from drsync.model import BLOCK_SIZE, SystemClock
+from drsync.prune.run import PruneOptions, prune_vm
 from drsync.repository import Repository, open_repository
+from drsync.retention import Pin, Rules
 from drsync.store import ObjectStore
 from drsync.store.lock import LockMode, LockPolicy
 from drsync.store.retry import RetryingStore
@@ -94,7 +97,7 @@ def vm(locked: Bucket, tmp_path: Path) -> ShippedVm:
 
 
 def step(value: int) -> Step:
-    return Step(disks={"root": DiskStep(size_bytes=4 * BLOCK_SIZE, writes={0: value, value: value})})
+    return Step(disks={"root": DiskStep(size_bytes=4 * BLOCK_SIZE, writes={0: value})})
 
 
 def check_old_points(vm: ShippedVm, store: ObjectStore) -> None:
@@ -238,6 +241,36 @@ def test_18_in_a_bucket_that_locks_everything_by_itself_all_works(locked: Bucket
         store.delete(key)
         assert list(store.list("vm/")) == []
     assert store.lock_support().default == "governance for 7 days"
+
+
+def test_18_the_maintenance_prunes_a_locked_bucket_with_its_own_rights_and_nothing_is_destroyed(
+    locked: Bucket, vm: ShippedVm
+) -> None:
+    """What prune deletes is gone for drsync, and all there for who takes the marks away."""
+    for value in range(3, 9):
+        vm.capture(step(value))
+    before = {entry["Key"] for entry in locked.client.list_objects_v2(Bucket=locked.name)["Contents"]}
+    maintenance = RetryingStore(store_of(locked, policy(Role.PRUNE, scope_of(locked))))
+    log = Log(Repository(maintenance, vm.repository.record, vm.root).vm(vm.vm))
+    at_once = PruneOptions(grace=timedelta(0), orphan_grace=timedelta(days=14))
+    pins, rules = [Pin(2, None)], Rules(last=1)
+    done = prune_vm(log, rules, pins, committed=0, now=maintenance.now(), options=at_once)
+    assert [v.point for v in done.dropped] == [7, 6, 5, 4, 3, 1]
+    later = maintenance.now() + timedelta(seconds=2)  # S3 tells the time in whole seconds
+    again = prune_vm(log, rules, pins, committed=0, now=later, options=at_once)
+    assert done.deleted_objects + again.deleted_objects == 5
+    assert done.denied_objects + again.denied_objects == 0
+    reading = RetryingStore(store_of(locked, policy(Role.RESTORE, scope_of(locked))))
+    kept = Log(Repository(reading, vm.repository.record, vm.root).vm(vm.vm))
+    assert [point.number for point in catalog.points(kept)] == [2, 8]
+    for number in (2, 8):
+        assert restored(kept, number) == vm.points[number]
+    listed = {entry["Key"] for entry in locked.client.list_objects_v2(Bucket=locked.name)["Contents"]}
+    versions = {entry["Key"] for entry in locked.client.list_object_versions(Bucket=locked.name)["Versions"]}
+    assert before - listed, "something was deleted"
+    assert before <= versions, "and nothing destroyed"
+    vm.capture(step(9))  # the host goes on behind the horizon
+    assert restored(kept, vm.log.newest()) == vm.points[vm.log.newest()]
 
 
 def test_19_when_the_maintenance_is_dead_the_alarm_comes_before_the_locks_end(locked: Bucket) -> None:

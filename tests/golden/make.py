@@ -5,13 +5,14 @@ What it made is never changed or made again: a release that can't restore it is 
 
     PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2
     PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-seeded
+    PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-pruned
 """
 
 import hashlib
 import json
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from shipped_vm import WRITTEN_ZEROS, ZEROED, DiskStep, OracleDisk, ShippedVm, S
 from drsync.heartbeat import Seen, write_heartbeat
 from drsync.keyfile import write_key_file
 from drsync.model import BLOCK_SIZE
+from drsync.prune.run import PruneOptions, prune_vm
+from drsync.retention import Pin, Rules
 from drsync.store.directory import DirectoryStore
 
 ODD: Final = 11 * BLOCK_SIZE + 1536
@@ -104,6 +107,37 @@ SEEDED_HISTORY: Final = [
 ]
 
 
+def pruned(vm: ShippedVm) -> ShippedVm:
+    """A log with holes: points come, some are dropped, more come, more are dropped, and some come after that."""
+    vm.run([*HISTORY[:3], *OVERWRITING]).run(HISTORY[3:5])
+    prune(vm, keep={1, 4, 7}, copy_below=0.5)
+    vm.run(HISTORY[5:11]).run(OVERWRITING).run(PARTLY_OVERWRITTEN)
+    prune(vm, keep={1, 4, 11, 14}, copy_below=0.5)
+    return vm.run([*HISTORY[11:], *OVERWRITING[:1]])
+
+
+OVERWRITING: Final = [
+    Step(disks={"root": root({n: 101 + 2 * k + 20 * n for n in range(7)}), "data": data({0: 81 + 2 * k, k: ZEROED})})
+    for k in range(4)
+]
+
+PARTLY_OVERWRITTEN: Final = [
+    Step(disks={"root": root({n: 301 + 2 * n for n in range(7)}), "data": data({})}),
+    Step(disks={"root": root({2: 321, 6: 323}), "data": data({})}),
+    Step(disks={"root": root({6: 325}), "data": data({1: 327})}),
+]
+"""What is left of the first two: a pack two thirds of which are alive, and a copied block that lies over it."""
+
+
+def prune(vm: ShippedVm, *, keep: set[int], copy_below: float) -> None:
+    """Drop all points but these and the newest, and delete what nothing needs any more."""
+    options = PruneOptions(grace=timedelta(0), orphan_grace=timedelta(days=14), copy_below=copy_below)
+    pins = [Pin(point, None) for point in keep]
+    done = prune_vm(vm.log, Rules(last=1), pins, committed=0, now=vm.store.now(), options=options)
+    for verdict in done.dropped:
+        del vm.points[verdict.point]
+
+
 def make(folder: Path) -> None:
     """Make the folder with the repository, its two keys, and what each point must restore to.
 
@@ -113,8 +147,11 @@ def make(folder: Path) -> None:
     folder.mkdir()
     store = DirectoryStore((folder / "repository").absolute())
     with tempfile.TemporaryDirectory() as layers:
-        history = SEEDED_HISTORY if folder.name.endswith("-seeded") else HISTORY
-        vm = ShippedVm(Path(layers), store=store).run(history)
+        vm = ShippedVm(Path(layers), store=store)
+        if folder.name.endswith("-pruned"):
+            pruned(vm)
+        else:
+            vm.run(SEEDED_HISTORY if folder.name.endswith("-seeded") else HISTORY)
     assert vm.recovery is not None
     newest = max(vm.points)
     write_heartbeat(

@@ -205,7 +205,6 @@ def read(store: S3Store, key: str) -> None:
 def work_of_owner(store: S3Store) -> None:
     create(store, "repo.json", "keys/recovery-0.json", "vm/web/pin/0000000000000001")
     read(store, "keys/recovery-0.json")
-    store.delete("keys/recovery-0.json")
     store.lock_support()
     store.lock_of("repo.json")
 

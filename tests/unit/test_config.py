@@ -122,7 +122,8 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
         (
             REPOSITORY + "[zzzz]",
-            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, retention, spool, vm',
+            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, prune, repository, '
+            "retention, spool, vm",
         ),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drsync.errors import LocksLapsing, LocksMissing, ObjectMissing, StoreDenied, StoreUnavailable
 from drsync.format import names
-from drsync.locks import LockPass, LockState, LockWatch, extend_locks, lock_status
+from drsync.locks import LockKeeper, LockPass, LockState, LockWatch, extend_locks, lock_status
 from drsync.store.lock import Lock, LockMode, LockPolicy
 from drsync.store.memory import MemoryStore
 from drsync.store.retry import RetryingStore
@@ -237,6 +237,45 @@ def test_passing_failures_are_tried_again(store: MemoryStore, clock: FakeClock) 
     clock.advance(20 * 86400)
     assert extend_locks(retrying, retrying, POLICY, clock, budget_s=60).problem is None
     assert failures == []
+
+
+def test_the_maintenance_extends_when_it_is_time_and_slice_by_slice(
+    store: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = LockKeeper(store, store, POLICY, clock)
+    assert keeper.work(60) is None
+    clock.advance(17 * 86400)
+    assert not keeper.is_due(), "thirteen of thirty days are left"
+    clock.advance(2 * 86400)
+    assert LockKeeper(store, store, POLICY, clock).is_due(), "whoever asks: the witness tells"
+    begun = keeper.work(0)
+    assert begun is not None
+    assert (begun.done, keeper.is_due()) == (False, True)
+    ended = keeper.work(60)
+    assert ended is not None
+    assert (ended.done, ended.extended, ended.started) == (True, 3, begun.started)
+    assert keeper.work(60) is None
+    assert lock_status(store, POLICY, clock.now()).state is LockState.LOCKED
+
+
+def test_the_maintenance_tries_again_an_hour_after_a_failure_and_says_so(
+    store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denying(MemoryStore):
+        def extend_lock(self, key: str, lock: Lock) -> None:
+            raise StoreDenied(url=self.url, operation=f"lock {key}", problem="scripted")
+
+    denying = Denying(clock, lock=POLICY)
+    denying._objects, denying._locks = store._objects, store._locks
+    clock.advance(20 * 86400)
+    keeper = LockKeeper(denying, denying, POLICY, clock)
+    failed = keeper.work(60)
+    assert failed is not None
+    assert failed.failed == 3
+    assert "3 of 3 locks could not be extended" in caplog.text
+    assert not keeper.is_due()
+    clock.advance(3601)
+    assert keeper.is_due()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["point", "pass", "wait"]), st.integers(1, 12)), max_size=30))

@@ -2,11 +2,13 @@
 
     objects                       created by          overwritten by   deleted by   locked by
     repo.json                     owner               -                -            owner, prune
-    keys/*                        owner               -                owner        owner, prune
+    keys/*                        owner               -                -            owner, prune
     vm/*/log, pack, map           its host, prune     -                prune        its host, prune
     vm/*/pin                      owner, prune        -                -            owner, prune
+    vm/*/merged                   prune               -                prune        prune
     vm/*/horizon                  prune               -                -            prune
-    vm/*/damage                   verify, prune       -                -            verify, prune
+    vm/*/damage                   verify, its host,   -                -            verify, its host,
+                                  prune                                             prune
     host/*                        its host            its host         -            -
 
 "Created" is PutObject with If-None-Match, which the key s3:if-none-match demands (S3 user guide, "Enforce conditional
@@ -46,16 +48,15 @@ def owner(scope: Scope) -> list[Document]:
     return [
         *read_repository(scope),
         allow("Begin", ["s3:PutObject"], scope.objects(*own)) | _IF_CREATED,
-        allow("RemoveKeys", ["s3:DeleteObject"], scope.objects("keys/*")),
         *_locks(scope, scope.objects(*own)),
         *_never(scope),
     ]
 
 
 def host(scope: Scope) -> list[Document]:
-    """A KVM host: reads and adds to its VMs, and nothing else. It sees the names of all objects."""
+    """A KVM host: reads and adds to its VMs, and notes what it finds damaged. It sees the names of all objects."""
     listing = allow("ListRepository", ["s3:ListBucket"], [scope.repository])
-    points = scope.of_vms(*POINTS)
+    points = scope.of_vms(*POINTS, "damage/*")
     readable = [*scope.objects("repo.json", "host/*"), *scope.of_vms("*")]
     return [
         listing | (within(scope.root) if scope.root else {}),
@@ -67,7 +68,7 @@ def host(scope: Scope) -> list[Document]:
         deny(
             "NotItsOwn",
             ["s3:PutObject*"],
-            scope.objects("repo.json", "keys/*", "vm/*/pin/*", "vm/*/horizon/*", "vm/*/damage/*"),
+            scope.objects("repo.json", "keys/*", *(f"vm/*/{kind}/*" for kind in ("pin", "merged", "horizon"))),
         ),
         *_never(scope, "s3:DeleteObject*", "s3:PutBucketPolicy"),
     ]
@@ -95,7 +96,7 @@ def prune(scope: Scope) -> list[Document]:
     return [
         *read_repository(scope),
         allow("CopyForward", ["s3:PutObject"], scope.objects("vm/*")) | _IF_CREATED,
-        allow("Delete", ["s3:DeleteObject"], scope.objects(*(f"vm/*/{kind}" for kind in POINTS))),
+        allow("Delete", ["s3:DeleteObject"], scope.objects(*(f"vm/*/{kind}" for kind in (*POINTS, "merged/*")))),
         uploads,
         allow("AbandonUnfinished", ["s3:AbortMultipartUpload"], scope.objects("*")),
         *_locks(scope, scope.objects("repo.json", "keys/*", "vm/*")),

@@ -101,13 +101,14 @@ CREATED = {
     "vm/web/pack/0": {Role.HOST, Role.PRUNE},
     "vm/web/map/0-1": {Role.HOST, Role.PRUNE},
     "vm/web/pin/0000000000000001": {Role.OWNER, Role.PRUNE},
+    "vm/web/merged/0000000000000001-0": {Role.PRUNE},
     "vm/web/horizon/1": {Role.PRUNE},
-    "vm/web/damage/1": {Role.VERIFY, Role.PRUNE},
+    "vm/web/damage/1": {Role.HOST, Role.VERIFY, Role.PRUNE},
     "host/alpha.json": {Role.HOST},
 }
 DELETED = {
-    "keys/recovery-0.json": {Role.OWNER},
     **{name: {Role.PRUNE} for name in ("vm/web/log/0000000000000001", "vm/web/pack/0", "vm/web/map/0-1")},
+    "vm/web/merged/0000000000000001-0": {Role.PRUNE},
 }
 
 
