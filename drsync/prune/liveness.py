@@ -27,7 +27,7 @@ ReadPacks: TypeAlias = Callable[[Segment, Sequence[int]], Iterator[Placed]]
 """The rows of packs of a segment, by their numbers in its table, in that order."""
 
 _COPIED_BLOCKS: Final = 500_000
-"""Of packs, in one interval at a time: bounds the memory, and what one run begins. The next run goes on."""
+"""Of packs, in one interval at a time: bounds the memory. Other packs stay, until a point is dropped there again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

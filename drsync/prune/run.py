@@ -62,6 +62,8 @@ class PruneOptions:
     prices: Prices = FREE
     copy_below: float = 0.5
     """Objects are copied out of if not more than this part of them is alive: so not more is copied than freed."""
+    most_dropped: int = 10_000
+    """Points of a VM that one horizon drops, the oldest first: bounds time and memory. The next one goes on."""
     dry_run: bool = False
 
 
@@ -225,7 +227,7 @@ class _Prune:
     def _plan(self, horizon: Horizon, found: Inventory, new: Sequence[_Known]) -> Plan:
         numbers = [*sorted(horizon.survivors), *(segment.seq for segment in new if segment.is_point)]
         points = [Aged(seq, found.segments[seq].modified) for seq in numbers]
-        verdicts = decide(points, self._rules, self._pins, self._now)
+        verdicts = _limited(decide(points, self._rules, self._pins, self._now), self._options.most_dropped)
         dropped = [verdict for verdict in verdicts if not verdict.keep]
         return Plan(
             vm=self._log.vm,
@@ -355,6 +357,13 @@ class _Prune:
             waiting_until=found.horizon_modified + self._options.grace if left and found.horizon_modified else None,
             new_objects=1 + len(done) + sum(len(d.packs) for d in done),
         )
+
+
+def _limited(verdicts: Sequence[Verdict], most: int) -> list[Verdict]:
+    """The verdicts (newest first), of which not more than so many drop a point; the others stay for now."""
+    beyond = {v.point for v in [v for v in verdicts if not v.keep][:-most]}
+    reason = "more points go than one run drops: it stays for the next run"
+    return [replace(v, keep=True, reasons=(reason,)) if v.point in beyond else v for v in verdicts]
 
 
 def _known(segment: Segment) -> _Known:

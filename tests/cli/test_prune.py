@@ -13,6 +13,7 @@ from command_line import Cli
 from shipped_vm import DiskStep, ShippedVm, Step, read_raw
 
 from drsync.keyfile import write_key_file
+from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE
 from drsync.store.directory import DirectoryStore
 
@@ -97,6 +98,20 @@ def test_a_point_that_was_pruned_says_so(cli: Cli, vm: ShippedVm, tmp_path: Path
     )
     assert done.returncode == 1
     assert "point 4 was pruned" in done.stderr
+
+
+def test_points_are_found_in_front_of_a_block_map_and_behind_it(cli: Cli, vm: ShippedVm, tmp_path: Path) -> None:
+    write_map(vm.log, 5, present=set())
+    write_map(vm.log, 9, present=set())
+    cli.ok("prune")
+    for number in (20, 21):
+        vm.capture(step(number))
+    for point in (1, 8, 9, 10, 11):
+        check_restores(cli, vm, point, tmp_path)
+    where = ("--to", "image", "--output", str(tmp_path / "out"))
+    error, _ = cli.refused(13, "restore", "web", *where, "--at", "2020-01-01 00:00")
+    assert "it has 1 (" in error
+    assert "to 11 (" in error
 
 
 def test_a_table_for_people_says_what_goes_and_why(cli: Cli, vm: ShippedVm) -> None:

@@ -11,10 +11,12 @@ from typing import Final, cast
 import pytest
 from crashing import WHENS, Bomb, Crash, When
 from faulty import Effect, Fault, FaultyStore
+from protected_vm import ProtectedVm
 from pruned_vm import AT_ONCE, SOAK, DyingStore, InterruptedStore, PrunedVm, snapshot, twin
 from shipped_vm import NO_PROGRESS, ZEROED, DiskStep, Step, objects_of, reopened, restored, restored_disk
 
 from drsync import catalog
+from drsync.capture import Result
 from drsync.errors import (
     ChainBroken,
     Fenced,
@@ -31,9 +33,11 @@ from drsync.format import names
 from drsync.image import PointImage, load_image
 from drsync.log import Log, open_writer
 from drsync.mapped import load_mapped_image, newest_stretch
-from drsync.mapping import write_map
-from drsync.model import BLOCK_SIZE
-from drsync.prune.run import PruneOptions
+from drsync.mapping import MapPolicy, write_map
+from drsync.model import BLOCK_SIZE, Kind
+from drsync.prune.run import PruneOptions, prune_vm
+from drsync.retention import Rules
+from drsync.seed import SeedOptions
 from drsync.store import ObjectStore
 from drsync.verify import verify
 
@@ -515,3 +519,40 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_then_does(vm: PrunedVm) 
     size = sum(map(len, before.values())) - sum(map(len, after.values()))
     horizon = sum(len(data) for name, data in after.items() if "/horizon/" in name)
     assert abs(size + horizon - done.freed_bytes) < 2000, "what was freed is what was told"
+
+
+def test_hosts_capture_on_as_if_nothing_was_pruned(tmp_path: Path) -> None:
+    """Whole cycles, with prunes between them: increments, resyncs, block maps, a seed, and another host."""
+    lab = ProtectedVm(tmp_path)
+    often = MapPolicy(every=2, step=1)
+    for number in range(14):
+        if number == 5:
+            lab.vm.crash()  # the bitmaps are gone: a resync, which compares with hashes across a hole
+        if number == 11:
+            lab.vm.crash()
+        seed = SeedOptions(stream_above_bytes=0) if number == 11 else SeedOptions()
+        host = "alpha" if number < 8 else "bravo"
+        lab.write()
+        outcome = lab.cycle(host, maps=often, seed=seed)
+        assert outcome.result is Result.COMMITTED
+        prune_vm(lab.log(), Rules(last=2), [], committed=0, now=lab.clock.now(), options=replace(AT_ONCE, copy_below=1))
+        assert len(lab.check_settled(host).disks) == 2
+        assert len(lab.points()) == min(number + 1, 2)
+    assert lab.spool("bravo").vm("web").state().horizon == lab.log().horizon().number - 1 > 5
+    assert not verify(lab.log(), committed_seq=0, read_data=True, progress=NO_PROGRESS).problems
+    kinds = {disk.kind for point in lab.points() for disk in point.disks}
+    assert kinds == {Kind.INCREMENTAL}
+
+
+def test_a_host_that_was_fenced_learns_it_from_a_log_whose_segments_it_knew_are_gone(tmp_path: Path) -> None:
+    lab = ProtectedVm(tmp_path)
+    lab.cycle("alpha")
+    for _ in range(4):
+        lab.write()
+        lab.cycle("bravo")
+        prune_vm(lab.log(), Rules(last=1), [], committed=0, now=lab.clock.now(), options=AT_ONCE)
+    with pytest.raises(Fenced):
+        lab.cycle("alpha")
+    lab.write()
+    assert lab.cycle("alpha", take_over=True).result is Result.COMMITTED
+    lab.check_settled("alpha")

@@ -50,3 +50,11 @@ def test_what_stays_restores_whatever_happened_and_whatever_is_dropped(
                 vm.prune(keep=keep, options=replace(AT_ONCE, copy_below=copy_below))
                 vm.check()
         vm.check()
+
+
+def test_more_points_than_one_run_drops_go_in_the_next_ones_the_oldest_first(vm: PrunedVm) -> None:
+    vm.run(step({0: 2 * n + 2, 1: 2 * n + 40}) for n in range(9))
+    few = replace(AT_ONCE, most_dropped=3)
+    dropped = [[v.point for v in vm.prune(options=few).dropped] for _ in range(4)]
+    assert dropped == [[3, 2, 1], [6, 5, 4], [8, 7], []]
+    vm.check()
