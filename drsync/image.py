@@ -19,7 +19,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import PAGE_BLOCKS
 from drsync.format.columns import Bytes2D
 from drsync.format.frame import HASH_BYTES
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.seal import FRAMES_START
 from drsync.format.segment import (
     DiskMeta,
@@ -62,6 +63,8 @@ class Container:
     object_id: bytes
     seq: int = 0
     """The number of a segment; 0: it is a pack."""
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under; of a pack it is known when that has been opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +134,18 @@ def read_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -
     Raises:
         ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
     """
+    return open_pack(objects, entry, disks)[0]
+
+
+def open_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -> tuple[list[DiskRows], int]:
+    """As `read_pack`, and the generation of the root key that the pack is under.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
+    """
     name = names.pack(objects.vm, entry.object_id)
-    return pack_rows(name, objects.read_index(name, "pack"), entry, disks)
+    opened = objects.read_index(name, "pack")
+    return pack_rows(name, opened, entry, disks), opened.header.generation
 
 
 def pack_rows(name: str, opened: seal.Opened, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
@@ -229,7 +242,9 @@ class PointImage:
 
     def _add(self, segment: Segment) -> None:
         container = len(self.containers)
-        self.containers.append(Container(name=segment.name, object_id=segment.object_id, seq=segment.seq))
+        self.containers.append(
+            Container(name=segment.name, object_id=segment.object_id, seq=segment.seq, generation=segment.generation)
+        )
         for number in range(len(segment.packs)):
             object_id = segment.packs.ids[number].tobytes()
             self.containers.append(Container(name=names.pack(self._objects.vm, object_id), object_id=object_id))
@@ -359,11 +374,13 @@ class PointImage:
                 return self._cache[key]
         disks = step.segment.meta.point.disks if step.segment.meta.point else []
         try:
-            placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
+            rows, generation = open_pack(self._objects, step.segment.packs.entry(number), disks)
         except ObjectMissing as err:
             self.check_in_force(err)
             raise
+        placed, at = place(rows), step.container + 1 + number
         with self._lock:
+            self.containers[at] = replace(self.containers[at], generation=generation)
             self._cache[key] = placed
             if len(self._cache) > _CACHED_PACKS:
                 self._cache.popitem(last=False)

@@ -28,6 +28,7 @@ from drsync.errors import (
     PointPruned,
 )
 from drsync.format import Malformed, names, seal
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.segment import (
     DiskRows,
     PackTable,
@@ -42,6 +43,7 @@ from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
 FIRST_SEQ = 1
+UNDER_AN_OLDER_KEY = "it is under an older key than the segment before it"
 _READERS = 8
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class Segment:
     """Of a merged segment: that of the last one that it stands for, which the next one follows."""
     frames_end: int
     length: int
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
     dropped: bool = False
     """What it commits is no point any more: it is there for blocks that later points show."""
     stands_from: int = 0
@@ -184,12 +188,22 @@ class Log:
             index_sha256=opened.index_sha256,
             frames_end=opened.frames_end,
             length=opened.length,
+            generation=opened.header.generation,
         )
 
-    def chain(self, first: int, last: int, *, previous: str = "", horizon: Horizon | None = None) -> Iterator[Segment]:
+    def chain(
+        self,
+        first: int,
+        last: int,
+        *,
+        previous: str = "",
+        generation: int = FIRST_GENERATION,
+        horizon: Horizon | None = None,
+    ) -> Iterator[Segment]:
         """Segments `first` to `last` in order, each checked to follow the one before; merged ones in the holes.
 
-        `previous` is the hash (hex) of the index of segment `first - 1`; `horizon` the
+        `previous` is the hash (hex) of the index of segment `first - 1`, `generation` that of its key: a segment
+        under an older key than the one before it is nobody's but a thief's. `horizon` is the
         one in force, if it is known already. Several are read at once.
 
         Raises:
@@ -207,7 +221,9 @@ class Log:
                         raise ChainBroken(
                             vm=self.vm, seq=segment.first, problem="it does not follow the segment before it"
                         )
-                    previous = segment.index_sha256.hex()
+                    if segment.generation < generation:
+                        raise ChainBroken(vm=self.vm, seq=segment.seq, problem=UNDER_AN_OLDER_KEY)
+                    previous, generation = segment.index_sha256.hex(), segment.generation
                     yield segment
 
     def _check_ends(self, first: int, last: int, horizon: Horizon) -> None:
@@ -262,6 +278,18 @@ class Log:
         if any(len(rows.blocks) for rows in segment.rows):
             raise ObjectDamaged(key=name, problem="it has frames of its own")
         return replace(segment, index_sha256=link.segment_sha256, dropped=True, stands_from=link.first)
+
+
+def beside(log: Log) -> Log:
+    """A log, for who writes other objects than segments beside its writer, and may have newer keys.
+
+    What is written so is under the key of the log's newest segment, which the writer has.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: that one can't be read.
+    """
+    newest = max((seq for seq, _ in log.listed()), default=0)  # whether there are gaps is the caller's business
+    return Log(log.objects.under(log.read(newest).generation)) if newest else log
 
 
 class LogWriter:

@@ -15,12 +15,12 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import IntegrityError, ObjectDamaged, ObjectMissing
+from drsync.errors import IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.blockmap import (
     NO_PAGE,
@@ -36,6 +36,7 @@ from drsync.format.blockmap import (
     page_binding,
     page_blocks,
 )
+from drsync.format.keys import FIRST_GENERATION
 from drsync.horizon import Horizon
 from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window, load_image
 from drsync.log import FIRST_SEQ, Log, Segment
@@ -59,6 +60,8 @@ class BlockMap:
     meta: MapMeta
     older: OlderMaps
     tables: Sequence[PageTable]
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
 
     def table(self, disk: str) -> PageTable:
         """The pages of a disk. KeyError if the map has no such disk."""
@@ -67,17 +70,26 @@ class BlockMap:
     def size_bytes(self, disk: str) -> int:
         return {d.name: d.size_bytes for d in self.meta.disks}[disk]
 
-    def source(self, vm: str, number: int) -> tuple[str, bytes, int]:
-        """Name, object id and point of the map that a page's `source` means."""
+    def source(self, vm: str, number: int) -> "PageSource":
+        """The map that a page's `source` means."""
         if number == THIS_MAP:
-            return self.name, self.object_id, self.meta.seq
+            return PageSource(self.name, self.object_id, self.meta.seq, self.generation)
         older = number - THIS_MAP - 1
         object_id, seq = self.older.ids[older].tobytes(), int(self.older.numbers[older])
-        return names.block_map(vm, seq, object_id), object_id, seq
+        return PageSource(names.block_map(vm, seq, object_id), object_id, seq, int(self.older.generations[older]))
 
     def named_maps(self, vm: str) -> list[str]:
         """The names of the older maps that pages of this one lie in."""
-        return [self.source(vm, THIS_MAP + 1 + n)[0] for n in range(len(self.older))]
+        return [self.source(vm, THIS_MAP + 1 + n).name for n in range(len(self.older))]
+
+
+class PageSource(NamedTuple):
+    """A map that a page lies in."""
+
+    name: str
+    object_id: bytes
+    seq: int
+    generation: int
 
 
 def listed_maps(objects: VmObjects) -> Iterator[tuple[str, int]]:
@@ -101,9 +113,16 @@ def read_map(objects: VmObjects, name: str) -> BlockMap:
         meta, older, tables = decode_map(opened.index, opened.frames_end)
         if meta.seq != seq:
             raise Malformed(f"its index is of point {meta.seq}")
-    except Malformed as err:
+    except (Malformed, KeyMissing) as err:  # for a cache the latter is no other matter
         raise ObjectDamaged(key=name, problem=err) from err
-    return BlockMap(name=name, object_id=bytes.fromhex(opened.header.object), meta=meta, older=older, tables=tables)
+    return BlockMap(
+        name=name,
+        object_id=bytes.fromhex(opened.header.object),
+        meta=meta,
+        older=older,
+        tables=tables,
+        generation=opened.header.generation,
+    )
 
 
 def check_shows(block_map: BlockMap, segment: Segment) -> None:
@@ -118,6 +137,8 @@ def check_shows(block_map: BlockMap, segment: Segment) -> None:
         raise ObjectDamaged(key=block_map.name, problem=problem)
     if disks != [(d.name, d.size_bytes) for d in block_map.meta.disks]:
         raise ObjectDamaged(key=block_map.name, problem="its disks are not the point's")
+    if block_map.generation < segment.generation:
+        raise ObjectDamaged(key=block_map.name, problem="it is under an older key than its point")
 
 
 class MapPages:
@@ -155,15 +176,15 @@ class MapPages:
         table, blocks = self._map.table(disk), page_blocks(number, self._map.size_bytes(disk))
         if table.sources[number] == NO_PAGE:
             return None
-        name, object_id, seq = self._map.source(self._objects.vm, int(table.sources[number]))
+        name, object_id, seq, generation = self._map.source(self._objects.vm, int(table.sources[number]))
         offset, length = int(table.offsets[number]), int(table.lengths[number])
         start, data = self._group_of(name, disk, number)
         stored = data[offset - start : offset - start + length]
         try:
-            keys = self._objects.keys_of(object_id)
+            keys = self._objects.keys_of(object_id, generation)
             binding = page_binding(self._objects.repository_id, disk)
             return decode_page(open_page(keys, stored, offset, binding, number), blocks, seq)
-        except Malformed as err:
+        except (Malformed, KeyMissing) as err:
             raise ObjectDamaged(key=name, problem=err) from err
 
     def _group_of(self, name: str, disk: str, number: int) -> tuple[int, bytes]:
@@ -247,7 +268,7 @@ class MapGround:
 def _container(vm: str, held_in: PageContainer) -> Container:
     number, object_id = held_in.number, held_in.object_id
     name = names.segment(vm, number) if number else names.pack(vm, object_id)
-    return Container(name=name, object_id=object_id, seq=number)
+    return Container(name=name, object_id=object_id, seq=number, generation=held_in.generation)
 
 
 def check_same(image: PointImage, pages: MapPages, name: str) -> None:
@@ -319,7 +340,7 @@ def _stretch_from(log: Log, block_map: BlockMap, last: int, horizon: Horizon) ->
     seq = block_map.meta.seq
     shown = log.under(horizon, log.read(seq))
     check_shows(block_map, shown)
-    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex(), horizon=horizon)
+    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex(), generation=shown.generation, horizon=horizon)
     return Stretch(
         log=log,
         segments=[shown, *behind],

@@ -35,7 +35,7 @@ from drsync.format.keys import OBJECT_ID_BYTES
 from drsync.horizon import Horizon
 from drsync.image import NOWHERE, Container, PointImage, Window
 from drsync.log import Log, Segment
-from drsync.mapped import BlockMap, MapPages, Stretch, listed_maps, newest_stretch
+from drsync.mapped import BlockMap, MapPages, PageSource, Stretch, listed_maps, newest_stretch
 
 MAX_MAP_BYTES: Final = 128 * 1024 * 1024
 """Of the pages of one map, which are made in memory: enough for about 3 TiB of data that all moved at once."""
@@ -157,8 +157,8 @@ class _Making:
         self._touched = touched or self._image.touched
         self._header = self._objects.new_header("map", seq)
         self._sealer = PageSealer(self._objects.object_keys(self._header))
-        self._sources: dict[bytes, tuple[int, int]] = {}
-        """Of the older maps that are named: source number and point, by object id."""
+        self._sources: dict[bytes, tuple[int, PageSource]] = {}
+        """The older maps that are named, with the number as which they are, by object id."""
         self.written = 0
 
     def run(self, below: BlockMap | None) -> str:
@@ -215,14 +215,19 @@ class _Making:
         old = below.table(disk)
         if old.sources[number] == NO_PAGE:
             return
-        _, object_id, seq = below.source(self._objects.vm, int(old.sources[number]))
-        source, _ = self._sources.setdefault(object_id, (THIS_MAP + 1 + len(self._sources), seq))
+        lies_in = below.source(self._objects.vm, int(old.sources[number]))
+        source, _ = self._sources.setdefault(lies_in.object_id, (THIS_MAP + 1 + len(self._sources), lies_in))
         table.sources[number] = source
         table.offsets[number], table.lengths[number] = old.offsets[number], old.lengths[number]
 
     def _older(self) -> OlderMaps:
         ids = np.frombuffer(b"".join(self._sources), np.uint8).reshape(-1, OBJECT_ID_BYTES)
-        return OlderMaps(numbers=np.array([seq for _, seq in self._sources.values()], np.uint64), ids=ids)
+        named = [older for _, older in self._sources.values()]
+        return OlderMaps(
+            numbers=np.array([older.seq for older in named], np.uint64),
+            ids=ids,
+            generations=np.array([older.generation for older in named], np.uint64),
+        )
 
 
 def _page_of(window: Window, containers: Sequence[Container]) -> Page:
@@ -232,7 +237,12 @@ def _page_of(window: Window, containers: Sequence[Container]) -> Page:
     held_by = np.full(len(held), NOWHERE, np.int32)
     held_by[held] = indexes
     return Page(
-        containers=[PageContainer(number=containers[n].seq, object_id=containers[n].object_id) for n in used.tolist()],
+        containers=[
+            PageContainer(
+                number=containers[n].seq, object_id=containers[n].object_id, generation=containers[n].generation
+            )
+            for n in used.tolist()
+        ],
         held_by=held_by,
         offsets=window.offsets,
         lengths=window.lengths,

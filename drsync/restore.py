@@ -177,7 +177,7 @@ class BlockReader:
             StoreError: reading failed.
         """
         data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
-        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id))
+        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id, fetch.container.generation))
         for block, offset, length in zip(
             fetch.blocks.tolist(), fetch.offsets.tolist(), fetch.lengths.tolist(), strict=True
         ):

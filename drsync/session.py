@@ -24,6 +24,7 @@ from drsync.errors import (
     CaptureRunning,
     DrsyncError,
     IntegrityError,
+    KeyMissing,
     LibraryMissing,
     LiveUnavailable,
     LocksMissing,
@@ -43,11 +44,12 @@ from drsync.format.keys import RecoveryKey, RootKey
 from drsync.group import Assembly, run_together
 from drsync.guests import Guests
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats, write_heartbeat
+from drsync.hostkeys import HostKeyFile
 from drsync.image import PointImage
 from drsync.journal import Journal, seed_progress
 from drsync.keyfile import read_key_file, write_key_file
 from drsync.locks import LockKeeper, LockPass, LockStatus, LockWatch, extend_locks, lock_status
-from drsync.log import Log, Segment
+from drsync.log import Log, Segment, beside
 from drsync.mapped import Stretch, newest_stretch
 from drsync.model import Clock, Progress
 from drsync.pace import TokenBucket
@@ -60,7 +62,7 @@ from drsync.prune.planning import FREE, Prices
 from drsync.prune.report import Pruned, VmPruned
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.quiesce import Company
-from drsync.repository import Repository, create_repository, find_record, open_repository, recover_root_key
+from drsync.repository import Repository, create_repository, find_record, open_repository
 from drsync.restore import restore_disk
 from drsync.retention import Aged, Rules, decide
 from drsync.retention import Verdict as Kept
@@ -75,6 +77,7 @@ from drsync.verify import VmReport, verify
 _LOGGER = logging.getLogger(__name__)
 _LEAST_GATHER_S: Final = 30.0
 """A member of a group gets this long to be ready, however short the RPO is."""
+_LOOK_AT_KEYS_S: Final = 3600.0
 _NO_REPOSITORY: Final = "00000000"
 """The tag of sessions that only resume a guest: it must not stay paused because a store is down."""
 
@@ -140,6 +143,8 @@ class Session:
         self.clock = clock
         self._upload = upload or TokenBucket(config.limits.upload, clock)
         self.protection = Protection(config)
+        self._looked_at_keys_s: float | None = None
+        self._told_of_closed = False
 
     @cached_property
     def raw_store(self) -> ObjectStore:
@@ -167,6 +172,11 @@ class Session:
         """The repository, its key checked."""
         key_file = self.config.repository.key_file
         return open_repository(self.store, read_key_file(key_file), key_file)
+
+    @cached_property
+    def host_keys(self) -> HostKeyFile:
+        """This host's key file, and the repository's key ring, which changes with it."""
+        return HostKeyFile(self.config.repository.key_file, self.store, self.clock)
 
     @cached_property
     def spool(self) -> Spool:
@@ -213,17 +223,6 @@ class Session:
         if policy is not None and not self.locks.lock_support().enabled:
             raise LocksMissing(url=self.store.url, problem="the bucket has no Object Lock")
 
-    def recover_key(self, recovery: RecoveryKey) -> Path:
-        """Write the key file from the recovery key; its path.
-
-        Raises:
-            WrongRecoveryKey: it is not this repository's.
-            KeyFileExists: there is a key file already.
-        """
-        path = self.config.repository.key_file
-        write_key_file(path, recover_root_key(self.store, recovery))
-        return path
-
     @cached_property
     def lock_keeper(self) -> LockKeeper | None:
         """What extends the locks in the maintenance role; None: the configuration asks for none."""
@@ -241,12 +240,19 @@ class Session:
     def known_vms(self, vm: str | None = None) -> list[str]:
         """The VMs that are configured or in the repository, in order; or just `vm`, if it is one of them.
 
+        VMs that only the repository has, and this host has no key of, are left out; the log names them.
+
         Raises:
             UnknownVm: `vm` is neither.
         """
-        known = sorted({v.name for v in self.protection.vms} | set(self.repository.vm_names()))
+        configured = {v.name for v in self.protection.vms}
+        known = sorted(configured | set(self.repository.vm_names()))
         if vm is None:
-            return known
+            closed = [name for name in known if name not in configured and not self.repository.holds(name)]
+            if closed and not self._told_of_closed:
+                self._told_of_closed = True
+                _LOGGER.warning("left out, since this host has no key of them: %s", ", ".join(closed))
+            return [name for name in known if name not in closed]
         if vm not in known:
             raise UnknownVm(vm=vm, known=", ".join(known) or "none")
         return [vm]
@@ -475,10 +481,33 @@ class Session:
         seen: dict[str, Seen] = {}
         for vm in self.protection.vms:
             state = self.spool.vm(vm.name).state()
-            if state.wrote_seq and state.checked_at and not state.fenced_by:
+            is_ours = bool(state.wrote_seq and state.checked_at) and not state.fenced_by
+            if is_ours and self.repository.holds(vm.name):
                 seen[vm.name] = Seen(seq=state.wrote_seq, checked_at=catalog.parse_time(state.checked_at))
         write_heartbeat(self.repository, self.config.daemon.host, seen)
         self._lock_watch.look()
+        self._look_for_rotation()
+
+    def warn_if_rotated(self) -> None:
+        """Say in the log that the repository has a newer key than this host, if it does."""
+        newest, held = self.host_keys.newest_generation(self.repository.record), self.repository.generation
+        if newest > held:
+            _LOGGER.warning(
+                "the repository's key was rotated: it is of generation %d, %s has %d. New points still go under the "
+                "old one. Put a new key file there (drsync key recover, or drsync key export where the root key is), "
+                "then: systemctl reload drsync",
+                newest,
+                self.config.repository.key_file,
+                held,
+            )
+
+    def _look_for_rotation(self) -> None:
+        """`warn_if_rotated`, at the first heartbeat and once an hour: a request more each time would cost."""
+        now_s = self.clock.monotonic_s()
+        if self._looked_at_keys_s is not None and now_s - self._looked_at_keys_s < _LOOK_AT_KEYS_S:
+            return
+        self._looked_at_keys_s = now_s
+        self.warn_if_rotated()
 
     def points(self, vm: str) -> list[Point]:
         """All points of a VM, in order."""
@@ -527,10 +556,9 @@ class Session:
         return Pruned(vms=vms, abandoned_uploads=uploads, dry_run=dry_run)
 
     def _prune(self, vm: str, seen: Seen | None, now: datetime, options: PruneOptions, progress: Progress) -> VmPruned:
-        log = self.log(vm)
         try:
             return prune_vm(
-                log,
+                beside(self.log(vm)),
                 self.config.retention.of(vm),
                 self.pins(vm).for_rules(),
                 committed=seen.seq if seen else 0,
@@ -559,7 +587,7 @@ class Session:
         now = self.clock.now()
         if dry_run:
             return PinRecord(point=number, pinned=True, until=until, time=now, note=note)
-        record = pin_point(self.log(vm).objects, number, until=until, note=note, now=now)
+        record = pin_point(beside(self.log(vm)).objects, number, until=until, note=note, now=now)
         self._existing(vm, number)  # else it was dropped at this moment
         return record
 
@@ -573,7 +601,7 @@ class Session:
         """
         self.known_vms(vm)
         if not dry_run:
-            return unpin_point(self.log(vm).objects, number, now=self.clock.now())
+            return unpin_point(beside(self.log(vm)).objects, number, now=self.clock.now())
         record = self.pins(vm).of(number)
         if record is None:
             raise NotPinned(vm=vm, point=number)
@@ -614,6 +642,7 @@ class Session:
 
     def status(self) -> list[VmStatus]:
         """How well each VM is protected: those configured here, and those that others keep in the repository."""
+        self.warn_if_rotated()
         beats = read_heartbeats(self.repository)
         with suppress(SourceError):  # what patterns would find is no reason to show nothing
             self.protection.look()
@@ -627,7 +656,7 @@ class Session:
         point: Point | None = None
         try:
             point = self._newest_point(vm, max(state.wrote_seq, seen.seq if seen else 0))
-        except (IntegrityError, ObjectMissing) as err:
+        except (IntegrityError, ObjectMissing, KeyMissing) as err:
             error, error_time = str(err), self.clock.now().isoformat()
         checked_at = seen.checked_at if seen and point and seen.seq >= point.number else None
         lag = catalog.lag_s(point.time, checked_at, self.clock.now()) if point else None

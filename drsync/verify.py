@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing, PointLost
+from drsync.errors import ChainBroken, IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing, PointLost
 from drsync.format import Malformed, names, seal
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta, DiskRows
 from drsync.horizon import NONE, Horizon, Merged
 from drsync.image import PointImage, pack_rows, place
-from drsync.log import Log, Segment
+from drsync.log import UNDER_AN_OLDER_KEY, Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.model import Progress, block_length
 
@@ -25,7 +25,7 @@ _WORKERS = 4
 class Problem:
     """Something in a log that is not as it was written."""
 
-    error: IntegrityError | ObjectMissing
+    error: IntegrityError | ObjectMissing | KeyMissing
     point: int
     """The first point that it hurts; later ones are hurt too as far as they still use it."""
 
@@ -103,7 +103,7 @@ class _Audit:
             problems=sorted(self._problems, key=lambda p: p.point),
         )
 
-    def _found(self, error: IntegrityError | ObjectMissing, point: int) -> None:
+    def _found(self, error: IntegrityError | ObjectMissing | KeyMissing, point: int) -> None:
         self._problems.append(Problem(error=error, point=point))
 
     def _segments(self, committed_seq: int, horizon: Horizon) -> list[Segment]:
@@ -152,9 +152,11 @@ class _Audit:
             segment = (
                 self._log.under(horizon, self._log.read(link)) if isinstance(link, int) else self._log.read_merged(link)
             )
-        except (ObjectMissing, IntegrityError) as err:
+        except (ObjectMissing, IntegrityError, KeyMissing) as err:
             self._found(err, point)
             return None
+        if segments and segment.generation < segments[-1].generation:
+            self._found(ChainBroken(vm=self._log.vm, seq=segment.first, problem=UNDER_AN_OLDER_KEY), point)
         if previous is not None and segment.meta.previous != previous:
             problem = "it does not follow the segment before it"
             self._found(ChainBroken(vm=self._log.vm, seq=segment.first, problem=problem), point)
@@ -238,7 +240,7 @@ class _Audit:
         """Read an object as a whole and open its frames; how many there are."""
         try:
             return self._read_frames(item)
-        except (ObjectMissing, ObjectDamaged) as err:
+        except (ObjectMissing, ObjectDamaged, KeyMissing) as err:
             self._found(err, item.segment.seq)
             return 0
 

@@ -4,7 +4,7 @@
     python3 recover.py REPOSITORY VM DISK OUTPUT --key FILE [--point N]
 
 REPOSITORY is the directory of a file:// repository, or a copy of a bucket (aws s3 sync s3://BUCKET/PREFIX DIRECTORY).
-FILE holds the key file's line or the recovery key; "-" reads it from stdin. OUTPUT becomes a sparse raw image.
+FILE is a key file, or holds the recovery key or a passphrase; "-" is stdin. OUTPUT becomes a sparse raw image.
 Needs: python3 -m pip install cryptography zstandard. Memory: 16 MiB for each TiB of the disk, and an index.
 What is missing, changed or cannot be told for sure is refused (exit status 1), and no OUTPUT is left.
 """
@@ -19,15 +19,19 @@ import os
 import re
 import struct
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 BLOCK, MIB = 65536, 1024 * 1024
 MAGIC, FOOTER = b"DRSYNC1\n", struct.Struct("<IIQ32s8s")
@@ -72,19 +76,85 @@ def derive(key: bytes, salt: bytes, info: bytes) -> bytes:  # "Keys"
     return HKDF(SHA256(), 32, salt, info).derive(key)
 
 
-def root_key(text: str, repository: Path, identifier: bytes) -> bytes:
-    if text.strip().startswith("drsync-root-key:"):
-        return bytes.fromhex(text.strip().removeprefix("drsync-root-key:"))
-    raw = base64.b32decode("".join(text.split()).replace("-", "").upper().replace("0", "O").replace("1", "I"))
+def vm_keys(text: str, path: Path, identifier: bytes, vm: str, key_check: str) -> list[bytes]:
+    """A VM's keys, one a generation, from what somebody has ("Key file", "Recovery key", "Key ring")."""
+    lines = [line.strip().split(":") for line in text.splitlines()]
+    if lines and lines[0][0] == "drsync-host-key":
+        need(lines[0][1] == identifier.hex(), "it is not this repository's")
+        mine = [line for line in lines if line[:2] == ["drsync-vm-key", vm]]
+        need(bool(mine), f"it has no key of VM {vm}")
+        return [bytes.fromhex(line[3]) for line in mine]
+    if lines and lines[0][0] == "drsync-root-key":
+        roots = [bytes.fromhex(line[1 if n == 0 else 2]) for n, line in enumerate(lines)]
+    else:
+        roots = root_keys(text, path, identifier)
+    check = derive(roots[0], identifier, b"drsync key check")[:16].hex()
+    need(check == key_check, "it is not this repository's")  # F5
+    return [derive(root, identifier, b"drsync vm\0" + vm.encode()) for root in roots]
+
+
+def root_keys(text: str, path: Path, identifier: bytes) -> list[bytes]:
+    """The root keys, by the recovery key or a passphrase."""
+    recovery = recovery_secret(text)
+    rings = sorted((path / "keys").glob(f"ring-{identifier.hex()}-*.json"))
+    if rings:
+        with reading(rings[-1]):
+            return open_ring(rings[-1], identifier, text, recovery)
+    need(recovery is not None, "it is neither a key file nor a recovery key")
+    slot = base64.b64decode(small_json(path / f"keys/recovery-{identifier.hex()}.json")["wrapped"])
+    wrapping_key = AESGCM(derive(recovery or b"", identifier, b"drsync recovery slot"))
+    return [wrapping_key.decrypt(slot[:12], slot[12:], b"drsync root key")]
+
+
+def recovery_secret(text: str) -> bytes | None:
+    digits = "".join(text.split()).replace("-", "").upper().replace("0", "O").replace("1", "I")
+    if not re.fullmatch("[A-Z2-7]{56}", digits):
+        return None
+    raw = base64.b32decode(digits)
     check = hashlib.sha256(b"drsync recovery key" + raw[:32]).digest()[:3]
-    need(len(raw) == 35 and raw[32:] == check, "the recovery key has a typing error")
-    slot = base64.b64decode(small_json(repository / f"keys/recovery-{identifier.hex()}.json")["wrapped"])
-    wrapping_key = AESGCM(derive(raw[:32], identifier, b"drsync recovery slot"))
-    return wrapping_key.decrypt(slot[:12], slot[12:], b"drsync root key")
+    need(raw[32:] == check, "the recovery key has a typing error")
+    return raw[:32]
+
+
+def open_ring(path: Path, identifier: bytes, text: str, recovery: bytes | None) -> list[bytes]:
+    """The root keys in a key ring, by the first slot that takes what was given (F45, F46)."""
+    raw = path.read_bytes()[: 128 * 1024]
+    clear, _, sealed = raw.partition(b"\n")
+    ring = json.loads(clear)
+    said = (ring["format"], ring["repository"], f"{ring['number']:016x}")
+    need(said == (1, identifier.hex(), path.stem[-16:]), "it is not what its name says")
+    for slot in ring["slots"]:
+        secret = slot_secret(slot, text, recovery)
+        if secret is None:
+            continue
+        private = X25519PrivateKey.from_private_bytes(derive(secret, identifier, b"drsync slot key"))
+        if private.public_key().public_bytes_raw().hex() != slot["public"]:
+            continue
+        info = b"drsync slot\0" + identifier + struct.pack("<Q", ring["number"]) + slot["name"].encode()
+        suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+        ring_key = suite.decrypt(base64.b64decode(slot["wrapped"]), private, info=info)
+        cipher = AESGCM(derive(ring_key, identifier, b"drsync key ring"))
+        kept = json.loads(cipher.decrypt(bytes(12), base64.b64decode(sealed), clear))
+        proof = derive(secret, identifier, b"drsync slot proof" + bytes.fromhex(kept["authority"]))
+        need(proof.hex() == slot["proof"], "it was made by somebody who had none of its slots")
+        return [bytes.fromhex(root) for root in kept["roots"]]
+    raise Refused("none of its slots takes this key or passphrase")
+
+
+def slot_secret(slot: dict[str, Any], text: str, recovery: bytes | None) -> bytes | None:
+    if slot["kind"] == "recovery":
+        return recovery
+    if slot["kind"] != "passphrase" or recovery is not None:
+        return None
+    cost = {"r": 8, "p": 1, "log2_n": 17, **slot["scrypt"]}
+    need(10 <= cost["log2_n"] <= 20 and 1 <= cost["r"] <= 16 and 1 <= cost["p"] <= 4, "its scrypt is out of bounds")
+    need(128 * cost["r"] << cost["log2_n"] <= 1 << 30, "its scrypt is out of bounds")  # F47
+    scrypt = Scrypt(salt=bytes.fromhex(cost["salt"]), length=32, n=1 << cost["log2_n"], r=cost["r"], p=cost["p"])
+    return scrypt.derive(unicodedata.normalize("NFC", text.rstrip("\r\n")).encode())
 
 
 class Repository:
-    """A repository, and the key of one VM in it."""
+    """A repository, and the keys of one VM in it."""
 
     def __init__(self, path: Path, vm: str, key_text: str) -> None:
         need(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", vm) is not None, f"no VM has the name {vm!r}")  # F2
@@ -95,10 +165,12 @@ class Repository:
             need(known, "it needs a newer program")  # F4
             self.id = bytes.fromhex(record["id"])
         with reading("the key"):
-            root = root_key(key_text, path, self.id)
-            check = derive(root, self.id, b"drsync key check")[:16].hex()
-            need(check == record["key_check"], "it is not this repository's")  # F5
-        self.vm_key = derive(root, self.id, b"drsync vm\0" + vm.encode())
+            self.vm_keys = vm_keys(key_text, path, self.id, vm, record["key_check"])
+
+    def vm_key(self, generation: int) -> bytes:
+        has = len(self.vm_keys)
+        need(1 <= generation <= has, f"it is under the key of generation {generation}; what was given has {has}")
+        return self.vm_keys[generation - 1]
 
     def numbers(self, folder: str) -> list[int]:
         """The numbers of the segments or horizons that are there, in order."""
@@ -119,9 +191,10 @@ class Repository:
         return newest
 
     def heartbeat(self, path: Path) -> int:
-        raw = base64.b64decode(small_json(path, 16 * MIB)["vms"][self.vm])
+        generation, _, sealed = small_json(path, 16 * MIB)["vms"][self.vm].rpartition(":")
+        raw = base64.b64decode(sealed)
         bound = b"drsync heartbeat\0" + self.id + self.vm.encode()
-        key = AESGCM(derive(self.vm_key, b"", b"drsync heartbeat"))
+        key = AESGCM(derive(self.vm_key(int(generation or 1)), b"", b"drsync heartbeat"))
         return int(json.loads(key.decrypt(raw[:12], raw[12:], bound))["seq"])
 
 
@@ -145,10 +218,12 @@ class Sealed:
         said = (header["kind"], header["repository"], header["vm"], header["seq"], header["format"], len(object_id))
         need(said == (kind, repository.id.hex(), repository.vm, seq, 1, 16), "it is not what its name says")
         need(kind in ("segment", "horizon") or name.endswith(object_id.hex()), "it is another than its name says")
-        index_key = AESGCM(derive(repository.vm_key, object_id, b"drsync index"))
+        self.generation = header.get("generation", 1)
+        vm_key = repository.vm_key(self.generation)
+        index_key = AESGCM(derive(vm_key, object_id, b"drsync index"))
         self.rest = memoryview(unzip(index_key.decrypt(bytes(12), sealed, head), 64 * MIB))
         self.index_sha256 = hashlib.sha256(sealed).digest()
-        self.frame_key = AESGCM(derive(repository.vm_key, object_id, b"drsync frame"))
+        self.frame_key = AESGCM(derive(vm_key, object_id, b"drsync frame"))
         self.meta = json.loads(bytes(self.take(int.from_bytes(self.take(4), "little"))))
 
     def take(self, size: int) -> memoryview:
@@ -242,7 +317,7 @@ class Recovery:
         need(
             exactly or last >= horizon.through, f"segment {horizon.through} is missing, which the horizon knows"
         )  # F16
-        follows, above, found, seq = "", Point(disks=[]), 0, last
+        follows, above, found, seq, generation = "", Point(disks=[]), 0, last, sys.maxsize
         while seq > 0:
             first, name, merged, ends = horizon.holes.get(seq, (seq, "", b"", b""))
             with reading(name := name or f"vm/{self.repository.vm}/log/{seq:016x}"):
@@ -253,7 +328,8 @@ class Recovery:
                 index_sha256 = ends or segment.index_sha256
                 horizon.check(seq, index_sha256)
                 need(follows == index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
-                follows, seq = segment.meta["previous"], first - 1
+                need(segment.generation <= generation, "the next one is under an older key")  # F48
+                follows, seq, generation = segment.meta["previous"], first - 1, segment.generation
                 if not found and (segment.meta["point"] is not None or exactly):
                     self.begin(point)
                     found = segment.meta["seq"]
@@ -323,7 +399,7 @@ def check_follows(after: Point, before: Point) -> None:
 def recover(options: argparse.Namespace) -> int:
     """Restore what the options say; the number of the point."""
     need(not os.path.lexists(options.output), f"{options.output} exists already")
-    key_text = sys.stdin.read(1024) if options.key == "-" else Path(options.key).read_text()
+    key_text = sys.stdin.read(4 * MIB) if options.key == "-" else Path(options.key).read_text()
     repository = Repository(options.repository, options.vm, key_text)
     last: int = repository.newest() if options.point is None else options.point
     need(last > 0, "points are numbered from 1")
@@ -347,7 +423,7 @@ def main() -> None:
     parser.add_argument("vm")
     parser.add_argument("disk")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--key", required=True, help="file with the key file's line or the recovery key; - for stdin")
+    parser.add_argument("--key", required=True, help="file with keys, recovery key or passphrase; - for stdin")
     parser.add_argument("--point", type=int, help="number of the point; the newest if left out")
     options = parser.parse_args()
     try:

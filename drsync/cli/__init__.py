@@ -7,6 +7,7 @@ docs/cli.md states the contract, JSON included.
 
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,12 @@ def _usage(err: click.ClickException, *, as_json: bool) -> int:
     return USAGE_CODE
 
 
+def _leave_no_core() -> None:
+    """Write no memory to a disk when the process is killed by its own fault: the repository's key is in it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
@@ -126,5 +133,6 @@ def main(ctx: click.Context, config_path: Path, *, as_json: bool, verbosity: int
     Captures incremental points of running VMs into a repository (S3 or a
     directory), encrypted, and brings a VM back from any of them.
     """
+    _leave_no_core()
     ctx.obj = App(config_path=config_path, as_json=as_json, verbosity=verbosity)
     ctx.obj.set_up_logging()

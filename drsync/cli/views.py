@@ -8,6 +8,8 @@ from drsync.errors import DrsyncError
 
 if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.catalog import GroupPoint, GroupTold, Point, PreflightTold, VmStatus
+    from drsync.format.keys import Keys
+    from drsync.format.ring import Slot
     from drsync.journal import SeedProgress
     from drsync.locks import LockPass, LockStatus
     from drsync.pins import PinRecord
@@ -501,4 +503,25 @@ def _outcome(outcome: "VmOutcome") -> Document:
         "live_bytes": outcome.live_bytes,
         "notes": list(outcome.notes),
         "errors": [error(err) for err in outcome.errors],
+    }
+
+
+def key_slots(slots: "Sequence[Slot]", *, generation: int, ring: int, held: "Keys | None") -> Document:
+    """What opens the repository, and what this host's key file has."""
+    vms: object = getattr(held, "vms", None)
+    here = None if held is None else {"generation": held.newest, "vms": sorted(vms) if isinstance(vms, dict) else None}
+    return {
+        "generation": generation,
+        "ring": ring,
+        "slots": [
+            {
+                "name": slot.name,
+                "kind": slot.kind,
+                "added": slot.added,
+                "kms_key": slot.key or None,
+                "kms_region": slot.region or None,
+            }
+            for slot in slots
+        ],
+        "key_file": here,
     }

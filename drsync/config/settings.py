@@ -77,7 +77,8 @@ class RepositorySettings:
             name="key_file",
             parse=read_path,
             default="/etc/drsync/repository.key",
-            meaning="The file with the repository's key. Only its owner may read it (mode 0600).",
+            meaning="The file with the repository's key, or the keys of some VMs (docs/keys.md). "
+            "Only its owner may read it.",
             why="Beside the configuration: the two belong to the host, not to the data.",
         ),
     ]

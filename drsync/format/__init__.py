@@ -1,6 +1,8 @@
 """Bytes at rest: the twin of docs/format.md, which describes each byte.
 
-keys.py      root key → VM key → object keys; recovery slot; key file text
+keys.py      root key → VM key → object keys, of each generation; recovery key
+keytext.py   the text of a key file: the root keys, or the keys of some VMs
+ring.py      the key ring: all root keys, and the slots that open it (recovery, passphrase, KMS)
 names.py     the names of objects; the only place that builds one
 record.py    JSON, decoded
 frame.py     one block: compressed, encrypted

@@ -2,6 +2,7 @@
 
 repo.json                     what this repository is
 keys/recovery-<id>.json       the root key of repository <id>, wrapped by its recovery key
+keys/ring-<id>-<n:016x>.json  from the first change of its keys on: the root keys, and the slots that open them
 vm/<vm>/log/<seq:016x>        a segment
 vm/<vm>/pack/<id>             a pack
 vm/<vm>/map/<seq:016x>-<id>   a block map
@@ -27,6 +28,28 @@ def recovery_slot(repository_id: bytes) -> str:
     same moment don't overwrite each other's slot: only one becomes the repository.
     """
     return f"keys/recovery-{repository_id.hex()}.json"
+
+
+def ring_prefix(repository_id: bytes) -> str:
+    """What the names of a repository's key rings start with."""
+    return f"keys/ring-{repository_id.hex()}-"
+
+
+def ring(repository_id: bytes, number: int) -> str:
+    """The name of a repository's key ring `number`; the highest one counts."""
+    return f"{ring_prefix(repository_id)}{number:016x}.json"
+
+
+def number_of_ring(name: str) -> int:
+    """The number in a key ring's name.
+
+    Raises:
+        Malformed: the name is not a key ring's.
+    """
+    match = re.fullmatch(r"keys/ring-[0-9a-f]{32}-([0-9a-f]{16})\.json", name)
+    if match is None:
+        raise Malformed("its name is not a key ring's")
+    return int(match[1], 16)
 
 
 def log_prefix(vm: str) -> str:

@@ -62,6 +62,7 @@ class _Source:
 
     name: str
     object_id: bytes
+    generation: int
     parts: Sequence[tuple[int, int]]
     """Where the live frames are, from and to, neighbours joined."""
 
@@ -143,7 +144,7 @@ def _store_merged(log: Log, run: Run, entries: Sequence[PackEntry], rounds: Sequ
         rounds=list(rounds) if len(rounds) > 1 else [],
     )
     index = encode_segment(meta, pack_table(entries), rows)
-    header = objects.new_header("merged", last.seq)
+    header = objects.new_header("merged", last.seq, generation=last.generation)  # F48
     object_id = bytes.fromhex(header.object)
     name = names.merged(objects.vm, last.seq, object_id)
     buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
@@ -204,13 +205,17 @@ class _Copying:
 
     def _source(self, link: LinkLife, life: Life) -> _Source:
         if life.entry is None:
-            name, object_id = link.link.name, link.link.object_id
+            name, object_id, generation = link.link.name, link.link.object_id, link.link.generation
         else:
             name, object_id = names.pack(self._objects.vm, life.entry.object_id), life.entry.object_id
+            generation = self._objects.generation_of(name, "pack")
         starts = np.concatenate([r.offsets for r in life.rows.values()]).astype(np.int64)
         ends = starts + np.concatenate([r.lengths for r in life.rows.values()])
         return _Source(
-            name=name, object_id=object_id, parts=_joined(sorted(zip(starts.tolist(), ends.tolist(), strict=True)))
+            name=name,
+            object_id=object_id,
+            generation=generation,
+            parts=_joined(sorted(zip(starts.tolist(), ends.tolist(), strict=True))),
         )
 
     def _store(self, blocks: Sequence[_Block]) -> PackEntry:
@@ -239,7 +244,7 @@ class _Copying:
             ObjectDamaged: it is not as it was written.
         """
         frame = self._frame(block)
-        opener = FrameOpener(self._objects.keys_of(block.source.object_id))
+        opener = FrameOpener(self._objects.keys_of(block.source.object_id, block.source.generation))
         length = block_length(block.block, self._disks[block.disk].size_bytes)
         try:
             plain = opener.open(frame, block.offset, self._bindings[block.disk], block.block, length)
@@ -273,7 +278,7 @@ class _Copying:
         data = self._objects.store.get(name, limit_bytes=seal.MAX_OBJECT_BYTES)
         opened = self._objects.open_whole(name, "pack", data)
         placed = place(pack_rows(name, opened, entry, self._disks))
-        opener = FrameOpener(self._objects.keys_of(entry.object_id))
+        opener = FrameOpener(self._objects.object_keys(opened.header))
         numbers = {d.name: n for n, d in enumerate(self._disks)}
         found: dict[tuple[int, int], bytes] = {}
         for disk, held in placed.items():

@@ -78,6 +78,9 @@ def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...]
     needed = {
         "capture": ["web"],
         "cloud setup": ["--bucket", "images"],
+        "key add": ["recovery"],
+        "key export": ["web", "--output", "out"],
+        "key remove": ["recovery"],
         "pin": ["web", "--point", "1"],
         "preflight": ["--to", "ec2"],
         "restore": ["web", "--to", "image", "--output", "out"],

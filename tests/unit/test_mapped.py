@@ -394,8 +394,8 @@ def test_a_map_that_would_be_too_large_is_not_written(vm: ShippedVm) -> None:
 
 def test_a_source_names_the_map_that_it_means(vm: ShippedVm) -> None:
     maps = [read_map(vm.log.objects, name) for name in three_points_two_maps(vm)]
-    assert maps[1].source("web", THIS_MAP) == (maps[1].name, maps[1].object_id, 2)
-    assert maps[1].source("web", THIS_MAP + 1) == (maps[0].name, maps[0].object_id, 1)
+    assert maps[1].source("web", THIS_MAP) == (maps[1].name, maps[1].object_id, 2, 1)
+    assert maps[1].source("web", THIS_MAP + 1) == (maps[0].name, maps[0].object_id, 1, 1)
 
 
 def test_a_point_in_front_of_all_maps_is_walked(vm: ShippedVm) -> None:
