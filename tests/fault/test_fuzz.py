@@ -9,6 +9,7 @@ import json
 import random
 import resource
 import runpy
+import secrets
 import struct
 import time
 import tracemalloc
@@ -22,8 +23,10 @@ import msgspec
 import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fake_clock import FakeClock
 from figures import count
 from forged import rehashed
+from key_service import MemoryKms
 from pruned_vm import PrunedVm
 from rules import ROOT
 from shipped_vm import DiskStep, OracleDisk, ShippedVm, Step, objects_of, restored, restored_disk, store_of
@@ -33,14 +36,16 @@ from drsync.catalog import points
 from drsync.errors import DrsyncError
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import open_page, page_binding
-from drsync.format.keys import ObjectKeys
+from drsync.format.keys import FIRST_GENERATION, ObjectKeys, RecoveryKey
+from drsync.format.ring import ScryptCost
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
+from drsync.keyring import Keyring
 from drsync.log import Log
 from drsync.mapped import load_mapped_image
 from drsync.mapping import MapPolicy, keep_mapped
 from drsync.model import BLOCK_SIZE, NoProgress, is_name
 from drsync.pins import pin_point, read_pins
-from drsync.repository import open_repository, recover_root_key
+from drsync.repository import open_repository, read_record
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat
 from drsync.verify import verify
@@ -48,6 +53,7 @@ from drsync.verify import verify
 Objects = dict[str, bytes]
 ROUNDS: Final = 100
 LEAST_ROUNDS: Final = 25
+PHRASE: Final = "six words that nobody can guess"
 USUAL_S: Final = 12.0
 """No round is begun later than this, beyond the least; 100 rounds take 10 s on two processors that nobody else uses."""
 MOST_BYTES: Final = 48 * 1024 * 1024
@@ -86,6 +92,9 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> ShippedVm:
         keep_mapped(made.log, made.log.read(made.log.newest()), MapPolicy(every=1, step=1))
         if number in (3, 5):
             made.prune([min(made.points), max(made.points)])
+    assert made.recovery is not None
+    recovery = made.recovery
+    ring_of(made.store).add_passphrase(lambda: ring_of(made.store).open_with_recovery(recovery), "paper", PHRASE)
     pin_point(made.log.objects, max(made.points), until=None, note="kept", now=made.clock.now())
     prefixes = {name.rpartition("/")[0] for name in objects_of(made.store)}
     assert {f"vm/web/{part}" for part in ("log", "pack", "map", "merged", "horizon", "pin")} < prefixes
@@ -136,7 +145,8 @@ def look_at_everything(vm: ShippedVm, store: ObjectStore) -> Iterator[tuple[str,
     """All that drsync reads of a repository, each by itself: some of it may still be whole."""
     recovery = vm.recovery
     assert recovery is not None
-    yield "key", lambda: recover_root_key(store, recovery).secret == vm.root.secret
+    for what, look in (("recovery key", _by_recovery), ("passphrase", _by_passphrase)):
+        yield what, lambda look=look: look(vm, store, recovery)  # type: ignore[misc]
     try:
         repository = open_repository(store, vm.root, "key")
     except DrsyncError:
@@ -151,6 +161,22 @@ def look_at_everything(vm: ShippedVm, store: ObjectStore) -> Iterator[tuple[str,
     for number in (min(vm.points), max(vm.points)):
         yield f"point {number}", lambda number=number: restored(log, number) == vm.points[number]  # type: ignore[misc]
         yield f"map {number}", lambda number=number: _by_map(log, number) == vm.points[number]  # type: ignore[misc]
+
+
+def ring_of(store: ObjectStore) -> Keyring:
+    return Keyring(store, read_record(store), FakeClock(), MemoryKms, new_cost=cheap_cost)
+
+
+def cheap_cost() -> ScryptCost:
+    return ScryptCost(salt=secrets.token_hex(16), log2_n=10)
+
+
+def _by_recovery(vm: ShippedVm, store: ObjectStore, recovery: RecoveryKey) -> bool:
+    return vm.root.secret in {root.secret for root in ring_of(store).open_with_recovery(recovery).roots.generations}
+
+
+def _by_passphrase(vm: ShippedVm, store: ObjectStore, recovery: RecoveryKey) -> bool:
+    return vm.root.secret in {root.secret for root in ring_of(store).open_with_passphrase(PHRASE).roots.generations}
 
 
 def _true_or_absent(seen: Seen | None, vm: ShippedVm) -> bool:
@@ -234,6 +260,9 @@ def _nasty_text(dice: random.Random, data: bytes) -> bytes:
         document = json.loads(data)
     except ValueError:
         return dice.choice([b"{}", b"[" * 5000, b"\xff\xfe", b'{"a":' * 3000])
+    if dice.random() < 0.5:
+        _spoil(dice, document)
+        return json.dumps(document).encode()
     key = dice.choice(sorted(document))
     document[key] = dice.choice([None, -1, 2**63, 2**64, 1e308, "", "x" * 1000, [], {}, {"\ud800": "AA=="}, *NASTY])
     return json.dumps(document).encode()
@@ -373,7 +402,7 @@ def test_a_compressed_bomb_is_not_unpacked(vm: ShippedVm, objects: Objects, pack
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("packed", BOMBS.values(), ids=BOMBS.keys())
 def test_a_page_that_is_a_bomb_is_not_unpacked(vm: ShippedVm, packed: bytes) -> None:
-    keys, binding = vm.log.objects.keys_of(bytes(16)), page_binding(vm.repository.id, "root")
+    keys, binding = vm.log.objects.keys_of(bytes(16), FIRST_GENERATION), page_binding(vm.repository.id, "root")
     stored = AESGCM(keys.frame).encrypt(struct.pack("<IQ", 0, 8), packed, binding + struct.pack("<Q", 3))
     with bounded(), pytest.raises(Malformed):
         open_page(keys, stored, 8, binding, 3)
