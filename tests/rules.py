@@ -303,13 +303,23 @@ RULES: Final = (
     ),
     rule(
         25,
-        "a key is lost, wrong, or another repository's",
+        "KMS denies, a key is deleted, rotated, lost, wrong, or another repository's",
         "the slot that is kept elsewhere opens; the wrong one is named",
         unit__test_repository="""
             test_a_new_repository_opens_with_its_key_and_its_recovery_key
             test_f5_another_repositorys_key_is_refused
             test_another_recovery_key_is_refused
             test_a_slot_that_was_changed_is_refused""",
+        contract__test_key_service="""
+            test_a_key_that_is_deleted_is_named_with_its_slot
+            test_what_was_wrapped_opens_after_kms_has_rotated_its_key""",
+        localstack__test_kms="test_a_key_in_kms_opens_the_repository_and_the_recovery_key_when_it_is_gone",
+        cli__test_key_slots="""
+            test_rotate_gives_new_points_a_new_key_and_the_old_ones_stay
+            test_what_does_not_open_is_named""",
+        unit__test_generations="""
+            test_every_point_restores_whatever_keys_it_lies_under
+            test_a_host_whose_keys_are_older_reads_the_older_points_and_is_told_what_it_lacks""",
         cli__test_init_and_key="test_the_recovery_key_from_stdin_writes_the_same_key_file_again",
     ),
     rule(
@@ -400,6 +410,10 @@ RULES: Final = (
             test_the_recovery_key_cannot_be_an_argument
             test_at_a_terminal_the_recovery_key_is_asked_for_and_not_shown
             test_a_key_that_others_can_read_is_refused""",
+        cli__test_key_leaks="""
+            test_no_secret_is_seen_of_any_command
+            test_no_repr_of_anything_that_holds_a_key_shows_it
+            test_a_process_that_is_killed_by_its_own_fault_leaves_no_memory_behind""",
         cli__test_service="test_systemd_finds_the_unit_little_exposed",
         unit__format__test_keys="test_nothing_that_is_a_key_shows_itself",
         unit__test_keyfile="test_a_file_that_is_no_key_file_is_refused_without_showing_it",
