@@ -223,6 +223,9 @@ class StormyStore:
         yield from found[:half]
         self._lose(trouble)
 
+    def now(self) -> datetime:
+        return self._truth.now()
+
     def delete(self, key: str) -> None:
         trouble = self._trouble("delete", key)
         self._refuse(trouble)
