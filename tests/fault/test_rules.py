@@ -210,6 +210,18 @@ def test_what_does_not_come_back_as_it_was_is_not_committed(
     assert lab.check_settled().kind is Kind.INCREMENTAL
 
 
+# Rule 28
+
+
+def test_a_disk_that_is_taken_away_makes_a_point(lab: ProtectedVm) -> None:
+    """Although nothing was written: the newest point must not show a disk that is gone."""
+    lab.cycle()
+    del lab.vm.disks["data"]
+    assert lab.cycle().result is Result.COMMITTED
+    assert [disk.name for disk in lab.check_settled().disks] == ["root"]
+    assert lab.cycle().result is Result.UNCHANGED
+
+
 # Rule 29
 
 
