@@ -27,6 +27,8 @@ from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, Kind
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.retention import Rules
+from drsync.seed import SeedOptions
+from drsync.ship import ShipLimits
 from drsync.store import Bytes, ObjectStore
 from drsync.store.directory import DirectoryStore
 from drsync.store.retry import RetryingStore, RetryPolicy
@@ -97,6 +99,27 @@ def test_a_prune_right_behind_a_create_does_not_fence_the_writer(lab: ProtectedV
     lab.write()
     lab.cycle()
     assert lab.check_settled().number == 6
+
+
+# Rule 8
+
+
+def test_packs_that_vanish_while_a_seed_reads_are_sent_again(lab: ProtectedVm) -> None:
+    """F18: right before the segment its packs are looked for; whoever deleted them must not make a hole in a point."""
+    gone: list[str] = []
+
+    def vanish() -> None:
+        packs = [info.key for info in lab.store.list(names.pack_prefix(VM))]
+        for key in packs if not gone else ():
+            lab.store.delete(key)
+            gone.append(key)
+
+    lab.vm.during_read = vanish
+    small = ShipLimits(object_blocks=2, object_zero_runs=64, workers=1)
+    outcome = lab.cycle(seed=SeedOptions(stream_above_bytes=0, limits=small))
+    assert gone
+    assert outcome.result is Result.COMMITTED
+    assert len(lab.check_points()) == 1
 
 
 # Rule 21
