@@ -561,6 +561,17 @@ class Session:
             _LOGGER.warning("vm=%s the result is not kept: %s", vm, err)
         return report
 
+    def preflighted(self, point: Point) -> Report:
+        """The report of a point: the one that is kept if it is of this point, else a new one.
+
+        Raises:
+            UnknownVm, UnknownPoint, ObjectMissing, ObjectDamaged, StoreError: see `preflight`.
+        """
+        kept = self.spool.vm(point.vm).noted(KEPT_NAME, Report)
+        if kept is not None and (kept.vm, kept.point, kept.point_time) == (point.vm, point.number, point.time):
+            return kept
+        return self.preflight(point.vm, number=point.number)
+
     def restore(self, request: RestoreRequest, plan: RestorePlan, progress: Progress) -> None:
         """Write the disks and the definition of a planned restore.
 

@@ -5,6 +5,7 @@
     <spool>/<vm>/lock                       held while a process captures this VM
     <spool>/<vm>/state.json                 what this host knows of the VM's log
     <spool>/<vm>/seed.journal               what was sent of a VM that is being seeded (journal.py)
+    <spool>/<vm>/failback.journal           what was sent of an instance that goes home (recovery/failback)
     <spool>/<vm>/.live/                     the socket through which its disks are read meanwhile
     <spool>/<vm>/held.json                  a guest is held still: let it go (hold.py)
     <spool>/<vm>/preflight.json             whether its newest checked point would boot elsewhere (preflight/report.py)

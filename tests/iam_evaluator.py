@@ -183,15 +183,8 @@ def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
         yield from _tagging(call)
         role = f"arn:aws:iam::{ACCOUNT}:role/{call.parameters['RoleName']}"
         yield Asked(action="iam:PassRole", resource=role, context={"iam:PassedToService": "vmie.amazonaws.com"})
-    elif call.operation == "RunInstances":
-        for kind in LAUNCHED:
-            yield Asked(action=action, resource=_arn(f"{kind}/x-1"), context=_of(tags))
-        for kind in MADE_BY_LAUNCH:
-            yield Asked(action=action, resource=_arn(f"{kind}/new"), context=_requested(call, kind))
-        yield from _tagging(call)
-    elif call.operation == "RegisterImage":
-        yield Asked(action=action, resource=_arn("image/new"), context=_requested(call, "image"))
-        yield Asked(action=action, resource=_arn("snapshot/snap-1"), context=_of(tags))
+    elif call.operation in ("RunInstances", "RegisterImage", "CreateSnapshots"):
+        yield from _making(call, tags)
         yield from _tagging(call)
     elif call.operation == "CreateTags":
         asked = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in call.parameters["Tags"]}
@@ -205,10 +198,26 @@ def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
         raise NotImplementedError(call.operation)
 
 
+def _making(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
+    """What makes something of things that are there."""
+    action = f"ec2:{call.operation}"
+    of, made = {
+        "RunInstances": ([f"{kind}/x-1" for kind in LAUNCHED], MADE_BY_LAUNCH),
+        "RegisterImage": (["snapshot/snap-1"], ("image",)),
+        "CreateSnapshots": (["instance/i-1", "volume/vol-1"], ("snapshot",)),
+    }[call.operation]
+    for resource in of:
+        yield Asked(action=action, resource=_arn(resource), context=_of(tags))
+    for kind in made:
+        yield Asked(action=action, resource=_arn(f"{kind}/new"), context=_requested(call, kind))
+
+
 def _ebs(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
-    snapshot = call.parameters.get("SnapshotId", "new")
+    named = ("SnapshotId", "FirstSnapshotId", "SecondSnapshotId")
+    found = [call.parameters[name] for name in named if name in call.parameters]
     own = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in call.parameters.get("Tags", ())}
-    yield Asked(action=f"ebs:{call.operation}", resource=_arn(f"snapshot/{snapshot}"), context={**_of(tags), **own})
+    for snapshot in found or ["new"]:
+        yield Asked(action=f"ebs:{call.operation}", resource=_arn(f"snapshot/{snapshot}"), context={**_of(tags), **own})
     if own:
         yield Asked(action="ec2:CreateTags", resource=_arn("snapshot/new"), context=own)
 

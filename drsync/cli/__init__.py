@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "restore": "drsync.cli.restore",
     "verify": "drsync.cli.verify",
     "preflight": "drsync.cli.preflight",
+    "failback": "drsync.cli.failback",
     "status": "drsync.cli.status",
     "daemon": "drsync.cli.daemon",
     "cloud": "drsync.cli.cloud",

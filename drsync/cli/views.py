@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.recovery.cloud.cost import Cost
     from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
+    from drsync.recovery.failback.request import FailbackDisk, FailbackOutcome, FailbackPlan, Pass
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
     from drsync.session import RestorePlan, RestoreRequest
@@ -363,6 +364,61 @@ def cloud_cleanup(name: str, value: "Cleaned", *, dry_run: bool) -> Document:
         "dry_run": dry_run,
         "removed": [{"kind": one.kind, "id": one.id, "vm": one.vm, "why": one.why} for one in value.removed],
         "kept": [{"kind": one.kind, "id": one.id, "vm": one.vm, "why": one.why} for one in value.kept],
+    }
+
+
+_CAME_HOME = ("passes", "point", "removed", "snapshots", "cost", "took_seconds")
+
+
+def failback(plan: "FailbackPlan", outcome: "FailbackOutcome | None") -> Document:
+    """What came home from EC2, or would come home (`outcome` is None)."""
+    done: Document = {**dict.fromkeys(_CAME_HOME), "state": plan.instance.state}
+    if outcome is not None:
+        done = {
+            "passes": [_failback_pass(one) for one in outcome.passes],
+            "point": outcome.passes[-1].point,
+            "state": outcome.instance.state,
+            "removed": list(outcome.removed),
+            "snapshots": list(outcome.snapshots),
+            "cost": cost(outcome.cost),
+            "took_seconds": round(outcome.took_s, 3),
+        }
+    return {
+        "vm": plan.request.vm,
+        "region": plan.region,
+        "instance": plan.instance.id,
+        "made_of": plan.origin.number if plan.origin is not None else None,
+        "newest": plan.head.number,
+        "disks": [_failback_disk(disk) for disk in plan.disks],
+        "notes": [{"effect": n.effect, "subject": n.subject, "text": n.text} for n in plan.notes],
+        "errors": [error(err) for err in plan.errors],
+        "dry_run": outcome is None,
+        **done,
+    }
+
+
+def _failback_disk(disk: "FailbackDisk") -> Document:
+    return {
+        "name": disk.name,
+        "volume": disk.volume_id,
+        "size_bytes": disk.size_bytes,
+        "compared_with": disk.reference.snapshot.id if disk.reference is not None else None,
+        "compared_point": disk.reference.point if disk.reference is not None else None,
+        "whole_because": disk.reason or None,
+    }
+
+
+def _failback_pass(one: "Pass") -> Document:
+    return {
+        "point": one.point,
+        "time": instant(one.time),
+        "new": one.is_new,
+        "resumed": one.was_resumed,
+        "epoch": one.epoch,
+        "read_bytes": one.read_bytes,
+        "changed_bytes": one.changed_bytes,
+        "stored_bytes": one.stored_bytes,
+        "took_seconds": round(one.took_s, 3),
     }
 
 

@@ -144,7 +144,7 @@ class LimitsSettings:
             name="cloud",
             parse=read_rate,
             default="unlimited",
-            meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
+            meaning="Bytes a second that one drsync process writes into EBS snapshots, or reads of them.",
             why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
         ),
     ]

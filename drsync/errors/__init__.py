@@ -21,6 +21,8 @@ A message is lower case, names the object and the values, and has no full stop.
 
 from drsync.errors.base import DrsyncError
 from drsync.errors.cloud import (
+    BlockUnreadable,
+    CantFailBack,
     CantRunInCloud,
     CloudDenied,
     CloudError,
@@ -40,6 +42,7 @@ from drsync.errors.cloud import (
     ImportTimeout,
     InstanceNotUp,
     SnapshotFailed,
+    StillProtected,
     WontBoot,
 )
 from drsync.errors.config import (
@@ -125,7 +128,9 @@ from drsync.errors.target import (
 
 __all__ = [
     "BindingMissing",
+    "BlockUnreadable",
     "CantComeUp",
+    "CantFailBack",
     "CantRunInCloud",
     "CaptureFailed",
     "CaptureRunning",
@@ -200,6 +205,7 @@ __all__ = [
     "SpoolError",
     "SpoolFull",
     "SpoolUnusable",
+    "StillProtected",
     "StoreDenied",
     "StoreError",
     "StoreFull",

@@ -78,6 +78,7 @@ def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...]
     needed = {
         "capture": ["web"],
         "cloud setup": ["--bucket", "images"],
+        "failback": ["web", "--from", "ec2"],
         "preflight": ["--to", "ec2"],
         "restore": ["web", "--to", "image", "--output", "out"],
     }

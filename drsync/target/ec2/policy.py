@@ -4,6 +4,7 @@
     host         the daemon on a KVM host                 read and add to the repository  change or delete anything
     cloud-sync   `drsync cloud sync`, its daemon          read it, write snapshots        delete what is not drsync's
     recovery     `drsync restore --to ec2`                that, import, start instances   touch the repository
+    failback     `drsync failback --from ec2`             read own snapshots, add to it   change anything in it
     prune        `drsync prune`                           copy forward and delete         change repo.json and keys
     setup        `drsync cloud setup`                     make the role and the bucket    anything else
 
@@ -41,6 +42,7 @@ class Role(StrEnum):
     HOST = "host"
     CLOUD_SYNC = "cloud-sync"
     RECOVERY = "recovery"
+    FAILBACK = "failback"
     PRUNE = "prune"
     SETUP = "setup"
 
@@ -94,6 +96,7 @@ def policy(role: Role, scope: Scope) -> Document:
         Role.HOST: _host,
         Role.CLOUD_SYNC: _cloud_sync,
         Role.RECOVERY: _recovery,
+        Role.FAILBACK: _failback,
         Role.PRUNE: _prune,
         Role.SETUP: _setup,
     }[role](scope)
@@ -235,6 +238,25 @@ def _import_disks(scope: Scope) -> list[Document]:
         | {"Condition": {"Null": {f"aws:ResourceTag/{IMPORTED}": "false"}}},
         _allow("LetVmImportRead", ["iam:PassRole"], [scope.import_role_arn])
         | {"Condition": {"StringEquals": {"iam:PassedToService": SERVICE}}},
+    ]
+
+
+def _failback(scope: Scope) -> list[Document]:
+    """A host's rights to the repository, and to read what is drsync's in EBS.
+
+    CreateSnapshots needs each of the three kinds that it has to do with (Service authorization reference, EC2).
+    """
+    snapshots = [scope.ec2("snapshot/*")]
+    return [
+        *_host(scope),
+        _only_ours(
+            "ReadOwnSnapshots", ["ebs:GetSnapshotBlock", "ebs:ListChangedBlocks", "ebs:ListSnapshotBlocks"], snapshots
+        ),
+        _allow("Look", ["ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"], ["*"]),
+        _only_ours("OfOwnInstances", ["ec2:CreateSnapshots"], [scope.ec2("instance/*"), scope.ec2("volume/*")]),
+        _requested("MakeSnapshots", ["ec2:CreateSnapshots", "ec2:CreateTags"], snapshots),
+        _only_ours("TagAndRemoveOwnSnapshots", ["ec2:CreateTags", "ec2:DeleteSnapshot"], snapshots),
+        _only_ours("StopOwnInstances", ["ec2:StopInstances"], [scope.ec2("instance/*")]),
     ]
 
 

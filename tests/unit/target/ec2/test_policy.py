@@ -46,7 +46,7 @@ def test_iam_takes_it_as_a_managed_policy(name: str) -> None:
 def test_every_operation_that_the_package_calls_is_in_a_policy() -> None:
     known = {
         action
-        for role in (Role.RECOVERY, Role.CLOUD_SYNC, Role.SETUP)
+        for role in (Role.RECOVERY, Role.CLOUD_SYNC, Role.FAILBACK, Role.SETUP)
         for statement in policy(role, SCOPE)["Statement"]
         if statement["Effect"] == "Allow"
         for action in statement["Action"]
