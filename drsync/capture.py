@@ -9,33 +9,48 @@
 
 The old bitmap is dropped only after the commit, the layers only after that: a
 crash between any two steps costs at most one capture, never a point.
+
+What the repository has lost of the newest point is read again before the capture,
+and lies below it in the next point (heal.py).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from drsync.errors import DrsyncError, Fenced, LayerDamaged, LibraryMissing, LiveUnavailable, SpoolError
+from drsync.errors import (
+    ChainBroken,
+    DrsyncError,
+    Fenced,
+    LayerDamaged,
+    LibraryMissing,
+    LiveUnavailable,
+    ObjectDamaged,
+    ObjectMissing,
+    SpoolError,
+)
 from drsync.format.segment import PointMeta
+from drsync.heal import Healed, Healer, HealPlan, read_again
 from drsync.image import PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Log, LogWriter, Segment, open_writer
-from drsync.mapping import USUAL, MapPolicy, keep_mapped
-from drsync.model import CaptureId, Clock, Kind, Progress, new_capture_id
+from drsync.log import Heads, KnownHead, Log, LogWriter, Segment, open_writer
+from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
+from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
-from drsync.ship import ship
+from drsync.ship import Seeded, ship
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
+from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
 
 _LOGGER = logging.getLogger(__name__)
+_DAMAGED = (ChainBroken, ObjectDamaged, ObjectMissing)
 
 
 class Result(StrEnum):
@@ -73,11 +88,15 @@ class CaptureOptions:
     """Write the log although another drsync took it over."""
     timeout_s: float = 600.0
     """How long QEMU may take to write the layers."""
+    read_pace: Pace = field(default_factory=NoPace)
+    """How fast the disks are read for a layer."""
     may_seed: bool = True
     """Read disks live if that is due, which may take days; else leave it, and say so."""
     seed: SeedOptions = USUAL_SEED
     maps: MapPolicy = USUAL
     """When a block map is written."""
+    heads: Heads | None = None
+    """What this process knows of the logs; None: it looks each time."""
 
 
 def run_cycle(
@@ -102,9 +121,11 @@ def run_cycle(
         cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
             return cycle.run()
-        except DrsyncError as err:
-            with suppress(SpoolError):  # what can't be noted is still raised
-                cycle.remember(error=str(err), error_at=clock.now().isoformat())
+        except BaseException as err:
+            cycle.forget_head()
+            if isinstance(err, DrsyncError):
+                with suppress(SpoolError):  # what can't be noted is still raised
+                    cycle.remember(error=str(err), error_at=clock.now().isoformat())
             raise
 
 
@@ -130,6 +151,8 @@ class _Cycle:
         self._options = options
         self._quiesce = quiesce
         self._writer_id = writer_id
+        self._healer = Healer(log, spool)
+        self._full = options.full
 
     def run(self) -> Outcome:
         self._quiesce.recover()
@@ -149,15 +172,41 @@ class _Cycle:
         if state.fenced_by and not self._options.take_over:
             head = self._log.read(self._log.newest(after=state.wrote_seq))
             raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
+        known = self._known_head(state)
+        if known is not None:
+            return LogWriter(self._log, self._writer_id, known.head, horizon=known.horizon)
         wrote_before = bool(state.wrote_seq) and not self._options.take_over
         try:
-            writer = open_writer(self._log, self._writer_id, known_seq=state.wrote_seq, wrote_before=wrote_before)
+            writer = open_writer(
+                self._log,
+                self._writer_id,
+                known_seq=state.wrote_seq,
+                wrote_before=wrote_before,
+                known_horizon=state.horizon,
+            )
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
         if writer.head is not None:
-            self.remember(wrote_seq=writer.head.seq, fenced_by="")
+            self.remember(wrote_seq=writer.head.seq, horizon=writer.horizon, fenced_by="")
+            self._note_head(writer)
         return writer
+
+    def _known_head(self, state: VmState) -> KnownHead | None:
+        """The head of the log, if this process saw it not long ago and no other one on this host wrote since."""
+        known = self._options.heads.of(self._log.vm) if self._options.heads is not None else None
+        if known is None or self._options.take_over or state.fenced_by:
+            return None
+        return known if (known.head.seq, known.head.meta.writer) == (state.wrote_seq, self._writer_id) else None
+
+    def _note_head(self, writer: LogWriter) -> None:
+        if self._options.heads is not None and writer.head is not None:
+            self._options.heads.note(self._log.vm, writer.head, writer.horizon)
+
+    def forget_head(self) -> None:
+        """Look for the head next time: what was being done may have changed it."""
+        if self._options.heads is not None:
+            self._options.heads.forget(self._log.vm)
 
     def remember(self, **changes: object) -> None:
         """Change what this host remembers of the VM."""
@@ -214,15 +263,17 @@ class _Cycle:
             shipped_before=shipped,
             checked_at=self._clock.now(),  # before the survey: what is written during it may not be in it
         )
-        journal = open_journal(self._spool, over, send_all=self._options.full)
+        plan = self._healer.plan(head.seq, self._clock.now()) if head is not None else None
+        self._full = self._options.full or (plan is not None and plan.broken)
+        journal = open_journal(self._spool, over, send_all=self._full)
         if journal is None:
-            disks = source.survey(base, full=self._options.full)
+            disks = source.survey(base, full=self._full)
             if not is_to_be_streamed(disks, self._spool, self._options.seed):
-                return self._push_if_changed(writer, source, base, disks, unchanged)
+                return self._push_if_changed(writer, source, base, disks, unchanged, plan)
         if not self._options.may_seed:
             return replace(unchanged, result=Result.SEED_DUE)
         if journal is None:
-            journal = begin_journal(self._spool, over, send_all=self._options.full, clock=self._clock)
+            journal = begin_journal(self._spool, over, send_all=self._full, clock=self._clock)
         seed = self._seed(journal, head)
         try:
             closing = seed.run(source)
@@ -230,23 +281,59 @@ class _Cycle:
             return self._push_instead(writer, source, base, shipped, err)
         if closing is None:
             return replace(unchanged, result=Result.SEEDING)
-        return self._push(writer, source, closing.base, closing.disks, shipped, seed=seed, over=over)
+        return self._push(
+            writer, source, closing.base, closing.disks, shipped, seed=seed, over=over, broken=_is_broken(plan)
+        )
 
     def _push_if_changed(
-        self, writer: LogWriter, source: Source, base: Base | None, disks: Sequence[DiskSurvey], unchanged: Outcome
+        self,
+        writer: LogWriter,
+        source: Source,
+        base: Base | None,
+        disks: Sequence[DiskSurvey],
+        unchanged: Outcome,
+        plan: HealPlan | None,
     ) -> Outcome:
-        """Capture what was surveyed, unless neither this VM nor one of its group has changed."""
-        changed = base is None or not _is_unchanged(base, disks)
+        """Capture what was surveyed, unless neither this VM nor one of its group has changed, and nothing is lost."""
+        healed = self._read_again(source, disks, plan)
+        changed = base is None or healed is not None or not _is_unchanged(base, disks)
         if self._quiesce.agree(changed=changed):
-            return self._push(writer, source, base, disks, unchanged.shipped_before)
+            return self._push(
+                writer, source, base, disks, unchanged.shipped_before, healed=healed, broken=_is_broken(plan)
+            )
         self.remember(checked_at=unchanged.checked_at.isoformat(), error="", error_at="")
         return unchanged
+
+    def _read_again(self, source: Source, disks: Sequence[DiskSurvey], plan: HealPlan | None) -> Healed | None:
+        """Read live what the newest point has lost; None if nothing is lost, or it can't be read so."""
+        if plan is None or plan.broken or any(d.kind is not Kind.INCREMENTAL for d in disks):
+            return None  # what is sent whole brings it anyway; a resync is followed by an increment
+        known = {d.name for d in disks}
+        plan = replace(plan, blocks={name: runs for name, runs in plan.blocks.items() if name in known})
+        if not plan.block_count:
+            return None
+        seed = self._options.seed
+        try:
+            return read_again(
+                self._log.objects,
+                source,
+                disks,
+                plan,
+                pace=seed.read_pace,
+                progress=self._progress,
+                limits=seed.limits,
+            )
+        except (LiveUnavailable, LibraryMissing) as err:
+            message = "vm=%s %d lost blocks can't be read again: %s; remedy: drsync capture %s --full"
+            _LOGGER.warning(message, self._log.vm, plan.block_count, err, self._log.vm)
+            self._healer.put_off(self._clock.now())
+            return None
 
     def _push_instead(
         self, writer: LogWriter, source: Source, base: Base | None, shipped: Segment | None, cause: DrsyncError
     ) -> Outcome:
         """What can't be read live goes through the spool after all, if there is room for it."""
-        disks = source.survey(base, full=self._options.full, tidy=False)  # the seed's bitmaps stay: it may go on
+        disks = source.survey(base, full=self._full, tidy=False)  # the seed's bitmaps stay: it may go on
         copy_bytes = sum(d.copy_bytes for d in disks)
         if not self._spool.has_room(copy_bytes):
             if isinstance(cause, LiveUnavailable):
@@ -265,23 +352,43 @@ class _Cycle:
         *,
         seed: Seed | None = None,
         over: CaptureId | None = None,
+        healed: Healed | None = None,
+        broken: bool = False,
     ) -> Outcome:
-        """Capture into the spool, ship, release. With a `seed`, which goes on from the point of `over`: close that."""
+        """Capture into the spool, ship, release. With a `seed`, which goes on from the point of `over`: close that.
+
+        What was `healed` lies below the capture. `broken`: the log before this point is, so it gets a map at once.
+        """
         self._spool.check_room(sum(d.copy_bytes for d in disks))
         spooled = self._take(source, base, disks, seed=seed, over=over)
-        segment = self._ship(spooled, writer, seed)
+        segment = self._ship(spooled, writer, seed, healed)
         source.release(spooled.capture)
         taken_at = datetime.fromisoformat(spooled.time)
         self.remember(checked_at=spooled.time, error="", error_at="")
-        self._keep_mapped(segment)
+        self._keep_mapped(segment, alone=broken)
+        if healed is not None or broken:
+            self._look_again()
         return Outcome(
             vm=self._log.vm, result=Result.COMMITTED, segment=segment, shipped_before=shipped, checked_at=taken_at
         )
 
-    def _keep_mapped(self, newest: Segment) -> None:
+    def _look_again(self) -> None:
+        """See what the point has healed. It is committed: what fails here is told, and is done by the next cycle."""
+        try:
+            told = self._healer.healed(self._clock.now())
+        except DrsyncError as err:
+            _LOGGER.warning("vm=%s what was healed could not be looked at: %s", self._log.vm, err)
+            return
+        state = "is still hurt" if told.newest_is_hurt else "is whole again"
+        _LOGGER.warning("vm=%s point %d %s; hurt points: %d", self._log.vm, told.newest, state, len(told.hurt))
+
+    def _keep_mapped(self, newest: Segment, *, alone: bool) -> None:
         """Write a block map if one is due. The point is committed: what fails here is told and is no error."""
         try:
-            keep_mapped(self._log, newest, self._options.maps)
+            if alone:
+                write_map_alone(self._log, newest)
+            else:
+                keep_mapped(self._log, newest, self._options.maps)
         except Exception as err:  # noqa: BLE001 - not even a mistake in here must make a committed point a failure
             _LOGGER.warning("vm=%s wrote no block map of point %d: %r", self._log.vm, newest.seq, err)
 
@@ -307,9 +414,10 @@ class _Cycle:
                 keep_free_bytes=self._spool.keep_free_bytes,
                 progress=self._progress,
                 instant=self._quiesce.instant(capture, source),
+                pace=self._options.read_pace,
             )
             result = self._quiesce.described(result)
-            spooled = _spooled(capture, base, disks, result, send_all=self._options.full)
+            spooled = _spooled(capture, base, disks, result, send_all=self._full)
             if seed is not None and base is not None:
                 told = [msgspec.structs.replace(d, reason=seed.reason(d.name)) for d in spooled.disks]
                 spooled = msgspec.structs.replace(spooled, base=over, seed=base.capture, disks=told, send_all=False)
@@ -319,8 +427,13 @@ class _Cycle:
             raise
         return spooled
 
-    def _ship(self, spooled: SpooledCapture, writer: LogWriter, seed: Seed | None = None) -> Segment:
-        """Commit a spooled capture and remove it from the spool; with it the `seed` that it closes."""
+    def _ship(
+        self, spooled: SpooledCapture, writer: LogWriter, seed: Seed | None = None, healed: Healed | None = None
+    ) -> Segment:
+        """Commit a spooled capture and remove it from the spool; with it the `seed` that it closes, or what it heals.
+
+        If this dies, the capture is shipped by the next cycle without what it healed, which then heals anew.
+        """
         with ExitStack() as stack:
             try:
                 layers = {
@@ -330,22 +443,52 @@ class _Cycle:
                 before = self._point_before(spooled, writer)
                 self._progress.start("ship", self._spool.used_bytes())
                 seeded = seed.seeded([d.name for d in spooled.disks]) if seed is not None else None
-                segment = ship(
-                    spooled, layers, writer, before, self._progress, self._options.seed.limits, seeded=seeded
-                )
+                if healed is not None:
+                    told = spooled.definition | {"healed": healed.told}
+                    spooled = msgspec.structs.replace(spooled, definition=told)
+                    kinds = dict.fromkeys(layers, Kind.INCREMENTAL)
+                    seeded = Seeded(rounds=[healed.packs], kinds=kinds, changed_bytes={})
+                segment = self._shipped(spooled, layers, writer, before, seeded)
             except LayerDamaged:
                 self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
                 raise
         self.remember(wrote_seq=segment.seq)
+        self._note_head(writer)
         self._spool.remove(spooled.capture)
         self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
         return segment
+
+    def _shipped(
+        self,
+        spooled: SpooledCapture,
+        layers: Mapping[str, Layer],
+        writer: LogWriter,
+        before: PointImage | None,
+        seeded: Seeded | None,
+    ) -> Segment:
+        """Commit; where the point before can't be compared with, since it is damaged, everything is sent."""
+        limits = self._options.seed.limits
+        try:
+            return ship(spooled, layers, writer, before, self._progress, limits, seeded=seeded)
+        except _DAMAGED as err:
+            if before is None:
+                raise
+            _LOGGER.warning("vm=%s sends everything: the point before is damaged: %s", self._log.vm, err)
+            return ship(spooled, layers, writer, None, self._progress, limits, seeded=seeded)
 
     def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
         head = newest_point(self._log, writer.head)
         if head is None or spooled.send_all or not any(d.full for d in spooled.disks):
             return None
-        return load_image(self._log, head.seq)
+        try:
+            return load_image(self._log, head.seq)
+        except _DAMAGED as err:
+            _LOGGER.warning("vm=%s sends everything: the log is damaged: %s", self._log.vm, err)
+            return None
+
+
+def _is_broken(plan: HealPlan | None) -> bool:
+    return plan is not None and plan.broken
 
 
 def base_of(head: Segment | None) -> Base | None:

@@ -1,17 +1,25 @@
 """The points of a VM, and how far behind the newest one is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import chain
+from typing import Final
 
 import msgspec
 
-from drsync.errors import UnknownPoint
+from drsync.errors import PointLost, UnknownPoint
 from drsync.format.segment import DiskMeta
+from drsync.horizon import Horizon
 from drsync.journal import SeedProgress
 from drsync.log import Log, Segment
 from drsync.model import CaptureId, Consistency, Kind
+from drsync.retention import Aged
+
+_READERS: Final = 16
+_AT_ONCE: Final = 4 * _READERS
 
 
 class GroupTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +71,9 @@ class Point:
 
 
 def point_of(segment: Segment, parent: int | None) -> Point | None:
-    """The point that a segment commits, or None if it only fences. `parent` is the point before it."""
+    """The point that a segment commits, or None if it only fences, or was dropped. `parent` is the point before it."""
     meta = segment.meta.point
-    if meta is None:
+    if meta is None or segment.dropped:
         return None
     kinds = {d.kind for d in meta.disks}
     kind = next((k for k in (Kind.FULL, Kind.RESYNC) if k in kinds), Kind.INCREMENTAL)
@@ -95,8 +103,8 @@ def _quiesce_of(definition: Mapping[str, object]) -> QuiesceTold | None:
         return None
 
 
-def points_of(segments: Sequence[Segment], *, parent: int | None = None) -> list[Point]:
-    """The points among segments, in order; `parent` is the point before them."""
+def points_of(segments: Iterable[Segment], *, parent: int | None = None) -> list[Point]:
+    """The points among segments, in order; `parent` is the point before them. No segment is held."""
     points: list[Point] = []
     for segment in segments:
         point = point_of(segment, points[-1].number if points else parent)
@@ -111,8 +119,76 @@ def points(log: Log) -> list[Point]:
     Raises:
         ChainBroken, ObjectDamaged: the log is not whole.
     """
-    newest = log.newest()
-    return points_of(list(log.chain(1, newest))) if newest else []
+    horizon = log.horizon()
+    newest = log.newest(after=horizon.through)
+    behind = log.chain(horizon.through + 1, newest, previous=horizon.segment, horizon=horizon)
+    return points_of(chain(_survivors(log, horizon), behind))
+
+
+def _survivors(log: Log, horizon: Horizon) -> Iterator[Segment]:
+    """The points up to a horizon; what lies between them need not be read."""
+    survivors = sorted(horizon.survivors)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="points") as readers:
+        for start in range(0, len(survivors), _AT_ONCE):
+            some = survivors[start : start + _AT_ONCE]
+            yield from readers.map(lambda seq: log.survivor(horizon, seq), some)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """A VM's log at a glance: read from its ends alone."""
+
+    vm: str
+    segments: int
+    """How many there are: the points, and the marks of take-overs since it was pruned."""
+    oldest: Point | None
+    newest: Point | None
+    problem: str = ""
+    """Why it can't be told; empty if it can."""
+
+
+def summary(log: Log, *, known_seq: int = 0) -> LogSummary:
+    """A VM's log at a glance: one listing from `known_seq` on, which is known to have existed, and a segment or two.
+
+    Raises:
+        ObjectMissing, ObjectDamaged, ChainBroken: an end of the log can't be read.
+    """
+    horizon = log.horizon()
+    last = log.newest(after=max(known_seq, horizon.through))
+    behind = range(horizon.through + 1, last + 1)
+    oldest = point_of(log.survivor(horizon, min(horizon.survivors)), None) if horizon.survivors else None
+    if oldest is None:
+        oldest = next(filter(None, (point_of(log.read(seq), None) for seq in behind)), None)
+    segments = len(horizon.survivors) + len(behind)
+    return LogSummary(vm=log.vm, segments=segments, oldest=oldest, newest=newest_point(log, last))
+
+
+def newest_point(log: Log, seq: int) -> Point | None:
+    """The newest point of a log that ends with segment `seq`; take-overs behind it are passed over.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: a segment can't be read.
+    """
+    for number in range(seq, 0, -1):
+        point = point_of(log.read(number), number - 1 or None)
+        if point is not None:
+            return point
+    return None
+
+
+def aged(log: Log, known: Sequence[Point]) -> list[Aged]:
+    """When the store took each of these points: the times that retention reckons with (F43).
+
+    What a host wrote into a point as its time is not asked: its clock may be wrong, or the host in wrong hands.
+
+    Raises:
+        PointLost: one of them is not in the log any more.
+    """
+    taken = {seq: info.modified for seq, info in log.listed()}
+    missing = [point.number for point in known if point.number not in taken]
+    if missing:
+        raise PointLost(vm=log.vm, found=max(taken, default=0), expected=missing[0])
+    return [Aged(point.number, taken[point.number]) for point in known]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +209,7 @@ class GroupPoint:
     """Members whose point is not in the repository: not shipped yet, or pruned."""
 
 
-def group_points(group: str, known: Sequence[Point]) -> list[GroupPoint]:
+def group_points(group: str, known: Iterable[Point]) -> list[GroupPoint]:
     """The instants of a group, oldest first, from all points of all VMs."""
     instants: dict[str, dict[str, Point]] = {}
     for point in known:
@@ -226,6 +302,29 @@ class PreflightTold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DamageState:
+    """What the damage that is known of a VM's points came to when it was last looked at."""
+
+    checked_at: datetime
+    points: Sequence[int]
+    """Those that do not restore as they were captured; none: all damage is healed."""
+    newest_is_hurt: bool
+    lost_blocks: int
+    """Of the newest point."""
+    objects: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyState:
+    """How far this host has come with reading a VM's objects again."""
+
+    done: float
+    """Part of the present pass, 0 to 1."""
+    ended_at: datetime | None
+    """When all of it had been read last; None: not yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmStatus:
     """What `drsync status` says of a VM."""
 
@@ -244,6 +343,10 @@ class VmStatus:
     error_time: str
     preflight: PreflightTold | None = None
     """None: no point of it was ever checked on this host."""
+    damage: DamageState | None = None
+    """None: nothing was ever found to be damaged."""
+    verified: VerifyState | None = None
+    """None: this host does not read them."""
 
 
 def lag_s(point_time: datetime, checked_at: datetime | None, now: datetime) -> float:

@@ -1,7 +1,8 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
     run ──▶ generation (configuration, session, APScheduler) ──▶ a Job per VM or group ──▶ Session.capture
-     │        └ with [[protect]]: asks libvirt every half minute which VMs there are
+     │        ├ with [[protect]]: asks libvirt every half minute which VMs there are
+    │        └ Verifier: reads what is stored again, slice by slice, in [verify] within
      │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over
      └─ SIGTERM: no new capture; those that run may finish for `stop_timeout`, seeds stop at once
 
@@ -12,6 +13,7 @@ A job that fails with something that a retry may cure comes again after a
 back-off that grows to a minute; it gives its place to other VMs meanwhile. Any
 other failure waits for the next slot. The VMs of a group are one job. A VM that another
 drsync took over is left alone until the configuration is read again. Every outcome is one line.
+All VMs of the host share its heartbeats.
 """
 
 import logging
@@ -32,15 +34,19 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from drsync.cadence import Drift
 from drsync.config import Config, VmSettings, captured_together
 from drsync.errors import DrsyncError
+from drsync.heart import Heart
 from drsync.jobs import CAPTURES, SEEDS, Captures, Job, SeedJob, job_key, seed_key
 from drsync.model import Clock
 from drsync.systemd import Notifier
 from drsync.units import format_duration
+from drsync.verifier import Verifier
 
 _LOGGER = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
 """How often the daemon looks at its clocks and pets the watchdog, at least."""
+LAST_BEAT_S: Final = 5.0
+"""How long a stop waits for its heartbeat, which is news and no data."""
 LOOK_S: Final = 30.0
 """How often patterns are matched anew: a VM that appears has its first point a minute later at most."""
 
@@ -152,6 +158,8 @@ class Daemon:
             if self._next_request(min(self._poll_s, 0.1)) is Request.STOP:
                 break
             self._notifier.watchdog()
+        if not self._generation.wait_for_heart(LAST_BEAT_S):
+            _LOGGER.info("stopped without a last heartbeat")
         if names := self._busy.names():
             _LOGGER.warning("stopped; abandoned, to be settled by the next capture: %s", ", ".join(names))
             return False
@@ -212,8 +220,10 @@ class _Generation:
         jobs = [Job(vms, captures, clock, self) for vms in captured_together(config.vms)]
         self._jobs: dict[str, Job] = {job.key: job for job in jobs}
         self._named = frozenset(vm.name for vm in config.vms)
+        self._heart = Heart(captures.beat, config.daemon.heartbeat_s)
         self._look_s = look_s if config.protects else None
         self._look_trouble = ""
+        self._verifier = Verifier(self._vm_names, captures.scrub, self._stopped)
 
     def start(self) -> None:
         """Give every VM or group its job."""
@@ -221,8 +231,14 @@ class _Generation:
             self._schedule(job)
         self._thread.start()
         self._started.wait()
+        self._heart.start()
+        self._verifier.start()
         if self._look_s is not None:
             threading.Thread(target=self._keep_looking, name="patterns", daemon=True, args=[self._look_s]).start()
+
+    def _vm_names(self) -> Sequence[str]:
+        """The VMs that are captured now, whoever named or found them; not those that another drsync took over."""
+        return sorted({name for job in list(self._jobs.values()) for name in job.vm_names})
 
     def _schedule(self, job: Job) -> None:
         self._scheduler.add_job(self._run, job.cadence, args=[job], id=job.key, name=job.key, executor=job.workers)
@@ -296,6 +312,7 @@ class _Generation:
     def stop(self) -> None:
         """Start no capture any more; those that run go on."""
         self._stopped.set()
+        self._heart.stop()
         self._scheduler.shutdown(wait=False)
 
     def reset_due_times(self) -> None:
@@ -324,6 +341,14 @@ class _Generation:
         key = seed_key(vm_name)
         self._jobs.pop(key, None)
         self.drop(key)
+
+    def wait_for_heart(self, timeout_s: float) -> bool:
+        """Wait, after a stop, until the repository knows the news; whether it does."""
+        return self._heart.wait(timeout_s)
+
+    def tell(self) -> None:
+        """Let the repository have a heartbeat: at once, or with what else there is to tell soon."""
+        self._heart.tell()
 
     def drop(self, name: str) -> None:
         """Run a job no more, but know of it still: what a pattern finds again is not new."""

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.record import decode_record
 from drsync.repository import Repository, VmObjects
 
@@ -60,24 +61,30 @@ def write_heartbeat(repository: Repository, host: str, seen: Mapping[str, Seen])
 
 def read_heartbeats(repository: Repository) -> Heartbeats:
     """What all hosts say; an entry that does not authenticate counts as not there."""
-    newest: dict[str, Seen] = {}
+    newest: dict[str, tuple[int, Seen]] = {}
     for number, info in enumerate(repository.store.list(names.HEARTBEAT_PREFIX)):
         if number >= _MAX_HOSTS:
             break
-        for vm, entry in _entries(repository, info.key):
+        for vm, generation, entry in _entries(repository, info.key):
             known = newest.get(vm)
-            if known is None or (entry.seq, entry.checked_at) > (known.seq, known.checked_at):
-                newest[vm] = entry
-    return Heartbeats(seen=newest)
+            if known is None or _rank(generation, entry) > _rank(*known):
+                newest[vm] = generation, entry
+    return Heartbeats(seen={vm: entry for vm, (_, entry) in newest.items()})
 
 
-def _entries(repository: Repository, key: str) -> list[tuple[str, Seen]]:
+def _rank(generation: int, entry: Seen) -> tuple[int, int, datetime]:
+    """What is under a newer key counts more: who has stolen an older one can't outdo it."""
+    return generation, entry.seq, entry.checked_at
+
+
+def _entries(repository: Repository, key: str) -> list[tuple[str, int, Seen]]:
     try:
         heartbeat = decode_record(repository.store.get(key, limit_bytes=_MAX_BYTES), _Heartbeat)
     except (Malformed, ObjectMissing, ObjectDamaged):  # not a heartbeat, gone, or too large to be one
         return []
-    opened = [(vm, _open(repository.vm(vm), text)) for vm, text in heartbeat.vms.items()]
-    return [(vm, entry) for vm, entry in opened if entry is not None]
+    mine = [(repository.vm(vm), text) for vm, text in heartbeat.vms.items() if repository.holds(vm)]
+    opened = [(objects.vm, *_open(objects, text)) for objects, text in mine]
+    return [(vm, generation, entry) for vm, generation, entry in opened if entry is not None]
 
 
 def _binding(objects: VmObjects) -> bytes:
@@ -87,18 +94,23 @@ def _binding(objects: VmObjects) -> bytes:
 def _seal(objects: VmObjects, entry: Seen) -> str:
     nonce = secrets.token_bytes(_NONCE_BYTES)
     cipher = AESGCM(objects.key.of_heartbeat())
-    return b64encode(nonce + cipher.encrypt(nonce, msgspec.json.encode(entry), _binding(objects))).decode()
+    sealed = b64encode(nonce + cipher.encrypt(nonce, msgspec.json.encode(entry), _binding(objects))).decode()
+    generation = objects.generation
+    return sealed if generation == FIRST_GENERATION else f"{generation}:{sealed}"
 
 
-def _open(objects: VmObjects, text: str) -> Seen | None:
+def _open(objects: VmObjects, text: str) -> tuple[int, Seen | None]:
+    """The generation of the key that an entry is under, and the entry; None if it does not authenticate."""
+    number, colon, sealed = text.rpartition(":")
     try:
-        raw = b64decode(text)
-        cipher = AESGCM(objects.key.of_heartbeat())
+        generation = int(number) if colon else FIRST_GENERATION
+        raw = b64decode(sealed)
+        cipher = AESGCM(objects.keys.of(generation).of_heartbeat())
         plain = cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _binding(objects))
         entry = decode_record(plain, Seen)
-    except (InvalidTag, ValueError):  # Malformed is a ValueError
-        return None
-    return (
+    except (InvalidTag, ValueError, LookupError):  # Malformed is a ValueError; a key that is not here a LookupError
+        return FIRST_GENERATION, None
+    return generation, (
         entry
         if entry.checked_at.tzinfo is not None
         else msgspec.structs.replace(entry, checked_at=entry.checked_at.replace(tzinfo=UTC))

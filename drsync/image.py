@@ -13,23 +13,32 @@ the disk. Every point is a full, in this sense.
 
 Where a block map shows what the first segment comes to (`Ground`), the log
 before it is not needed: the segments behind it are laid over what the map says.
+
+What can't be read leaves the blocks unknown that it may tell of. What lies over them
+makes them known again; only what is unknown at the end can't be restored:
+
+    segment 3            ▓▓▓▓
+    pack of 2        ????????????       its index is lost: known is just between which blocks it lies
+    segment 1  ███████████████████
+               ██████????▓▓▓▓????█      the point: `window` raises, `known_window` tells
 """
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import ChainBroken, ObjectDamaged
+from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import PAGE_BLOCKS
 from drsync.format.columns import Bytes2D
 from drsync.format.frame import HASH_BYTES
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.seal import FRAMES_START
 from drsync.format.segment import (
     DiskMeta,
@@ -41,6 +50,7 @@ from drsync.format.segment import (
     decode_pack,
     position,
 )
+from drsync.horizon import check_in_force
 from drsync.log import Log, Segment
 from drsync.model import BLOCK_SIZE, Kind, block_count
 from drsync.repository import VmObjects
@@ -49,7 +59,12 @@ WINDOW_BLOCKS = PAGE_BLOCKS
 """Blocks of a window: what one L2 table of a restored image and one page of a block map tell of, too."""
 NOWHERE = -1
 """The container of a block that no object holds: it reads as zeros."""
+UNKNOWN = -2
+"""The container of a block of which nobody can tell where it is, because of PointImage.failures[0]; less: [1] ..."""
 _CACHED_PACKS = 2048  # of 64 GiB of data, about 14 KiB each
+Failure: TypeAlias = ChainBroken | ObjectDamaged | ObjectMissing
+"""Why a part of a log can't be read, and never will."""
+_FAILURES: Final = (ChainBroken, ObjectDamaged, ObjectMissing)
 _READERS = 8  # windows that are looked up at once, which is how many packs are opened at once
 
 
@@ -61,6 +76,8 @@ class Container:
     object_id: bytes
     seq: int = 0
     """The number of a segment; 0: it is a pack."""
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under; of a pack it is known when that has been opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +86,7 @@ class Window:
 
     first_block: int
     containers: npt.NDArray[np.int32]
-    """Index into PointImage.containers, or NOWHERE."""
+    """Index into PointImage.containers, or NOWHERE; or UNKNOWN and less, which only `known_window` has."""
     offsets: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.uint32]
     hashes: Bytes2D
@@ -130,8 +147,18 @@ def read_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -
     Raises:
         ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
     """
+    return open_pack(objects, entry, disks)[0]
+
+
+def open_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -> tuple[list[DiskRows], int]:
+    """As `read_pack`, and the generation of the root key that the pack is under.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
+    """
     name = names.pack(objects.vm, entry.object_id)
-    return pack_rows(name, objects.read_index(name, "pack"), entry, disks)
+    opened = objects.read_index(name, "pack")
+    return pack_rows(name, opened, entry, disks), opened.header.generation
 
 
 def pack_rows(name: str, opened: seal.Opened, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
@@ -152,6 +179,48 @@ def pack_rows(name: str, opened: seal.Opened, entry: PackEntry, disks: Sequence[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedPack:
+    """What the index of a pack says, and the generation of the root key that it is under."""
+
+    rows: dict[str, PlacedRows]
+    generation: int
+
+
+class PackIndexes:
+    """The indexes of packs that were opened last; several images of one VM may share it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[int, int], OpenedPack | Failure] = OrderedDict()
+
+    def open(self, objects: VmObjects, segment: Segment, number: int) -> OpenedPack:
+        """Pack `number` of a segment.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: it can't be had.
+        """
+        key = (segment.seq, number)
+        with self._lock:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+        if found is None:
+            disks = segment.meta.point.disks if segment.meta.point else []
+            try:
+                rows, generation = open_pack(objects, segment.packs.entry(number), disks)
+                found = OpenedPack(rows=place(rows), generation=generation)
+            except (ObjectMissing, ObjectDamaged) as err:
+                found = err
+            with self._lock:
+                self._cache[key] = found
+                if len(self._cache) > _CACHED_PACKS:
+                    self._cache.popitem(last=False)
+        if isinstance(found, Exception):
+            raise found.with_traceback(None)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
     """What one segment does to one disk."""
 
@@ -161,6 +230,8 @@ class _Step:
     container: int
     """The container number of the segment itself; pack n of it has container + 1 + n."""
     own: PlacedRows | None
+    hole: Failure | None = None
+    """Segments right before this one can't be read: nobody knows what they did to the disk."""
 
 
 class Ground(Protocol):
@@ -174,20 +245,36 @@ class Ground(Protocol):
 class PointImage:
     """The disks of one point. Windows can be asked for from several threads."""
 
-    def __init__(self, objects: VmObjects, segments: Sequence[Segment], ground: Ground | None = None) -> None:
+    def __init__(
+        self,
+        objects: VmObjects,
+        segments: Sequence[Segment],
+        ground: Ground | None = None,
+        *,
+        horizon: int | None = None,
+        holes: Mapping[int, Failure] | None = None,
+        indexes: PackIndexes | None = None,
+    ) -> None:
         """`segments` is the log up to the point, in order, from one that holds every disk in full on.
 
-        With a `ground`, from the one on whose point that ground shows.
+        With a `ground`, from the one on whose point that ground shows. `horizon` is the number of the one under
+        which the log was read, if it matters. `holes` tells before which segments others are missing, and why: for
+        looking at a damaged log only.
         """
         self._objects = objects
+        self._horizon = horizon
+        self._holes = holes or {}
+        self._indexes = indexes or PackIndexes()
+        self.failures: list[Failure] = []
+        """What keeps blocks unknown (see UNKNOWN)."""
         self._ground = ground
         self._grounded: dict[str, DiskMeta] = {}
         self._numbers: dict[bytes, int] = {}
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[int, int], dict[str, PlacedRows]] = OrderedDict()
         self.containers: list[Container] = []
         self._steps: dict[str, list[_Step]] = {}
         self._before: PointMeta | None = None
+        self._seen = 0
         self.point, self.seq = _newest_point(objects.vm, segments)
         if ground is not None:
             self._stand_on(segments[0])
@@ -195,6 +282,15 @@ class PointImage:
             self._add(segment)
         wanted = {d.name for d in self.point.disks}
         self._steps = {name: steps for name, steps in self._steps.items() if name in wanted}
+
+    def check_in_force(self, cause: ObjectMissing) -> None:
+        """Return if nothing was pruned since the log was read: then what is missing is lost.
+
+        Raises:
+            PrunedMeanwhile: it may have been deleted on purpose; reading again finds what stands for it.
+        """
+        if self._horizon is not None:
+            check_in_force(self._objects, self._horizon, cause)
 
     @property
     def has_hashes(self) -> bool:
@@ -210,17 +306,20 @@ class PointImage:
 
     def _add(self, segment: Segment) -> None:
         container = len(self.containers)
-        self.containers.append(Container(name=segment.name, object_id=segment.object_id, seq=segment.seq))
+        self.containers.append(
+            Container(name=segment.name, object_id=segment.object_id, seq=segment.seq, generation=segment.generation)
+        )
         for number in range(len(segment.packs)):
             object_id = segment.packs.ids[number].tobytes()
             self.containers.append(Container(name=names.pack(self._objects.vm, object_id), object_id=object_id))
         if segment.meta.point is None:
             return
         own = place(segment.rows)
+        hole = self._hole_before(segment)
         steps: dict[str, list[_Step]] = {}
         for number, disk in enumerate(segment.meta.point.disks):
             problem = self._discontinuity(segment.meta.point, disk)
-            if problem:
+            if problem and hole is None:
                 raise ChainBroken(vm=self._objects.vm, seq=segment.seq, problem=f"disk {disk.name} {problem}")
             step = _Step(
                 segment=segment,
@@ -228,13 +327,20 @@ class PointImage:
                 blocks=block_count(disk.size_bytes),
                 container=container,
                 own=own.get(disk.name),
+                hole=hole if disk.kind is not Kind.FULL else None,
             )
-            steps[disk.name] = [] if disk.kind is Kind.FULL else self._steps[disk.name]
+            steps[disk.name] = [] if disk.kind is Kind.FULL else self._steps.get(disk.name, [])
             steps[disk.name].append(step)
         whole = {d.name for d in segment.meta.point.disks if d.kind is Kind.FULL}
         self._grounded = {n: d for n, d in self._grounded.items() if n in steps and n not in whole}
         self._steps = steps  # a disk that this point lacks starts anew when it comes back
         self._before = segment.meta.point
+
+    def _hole_before(self, segment: Segment) -> Failure | None:
+        """Why what lies between this point and the one before it is not known; None if it is."""
+        between = [n for n in self._holes if self._seen < n <= segment.seq]
+        self._seen = segment.seq
+        return self._holes[between[0]] if between else None
 
     def _discontinuity(self, point: PointMeta, disk: DiskMeta) -> str:
         """What keeps a disk of `point` from being laid over the point before; empty if nothing does."""
@@ -260,27 +366,63 @@ class PointImage:
         """Where blocks `index * 8192` on of a disk are.
 
         Raises:
-            ObjectMissing, ObjectDamaged: a pack that is needed is not there or not whole.
+            ChainBroken, ObjectMissing, ObjectDamaged: what tells of some of them is not there or not whole.
         """
+        window = self.known_window(disk, index)
+        unknown = window.containers[window.containers <= UNKNOWN]
+        if len(unknown):
+            raise self.failures[UNKNOWN - int(unknown[0])]
+        return window
+
+    def known_window(self, disk: str, index: int) -> Window:
+        """As `window`, but blocks of which nobody can tell have UNKNOWN or less as their container."""
         first = index * WINDOW_BLOCKS
         window = Window.empty(first, min(WINDOW_BLOCKS, block_count(self.disk(disk).size_bytes) - first))
         self._lay_ground(window, disk, index)
         for step in self._steps[disk]:
+            if step.hole is not None:
+                window.containers[: max(0, step.blocks - first)] = self._unknown(step.hole)
             window.forget_from(step.blocks)
             for number in _packs_within(step, window):
-                placed = self._pack(step, number).get(disk)
-                if placed is not None:
-                    window.lay(placed, step.container + 1 + number)
+                self._lay_pack(window, step, number, disk)
             if step.own is not None:
                 window.lay(step.own, step.container)
         return window
+
+    def _lay_pack(self, window: Window, step: _Step, number: int, disk: str) -> None:
+        try:
+            pack = self._indexes.open(self._objects, step.segment, number)
+        except (ObjectMissing, ObjectDamaged) as err:
+            if isinstance(err, ObjectMissing):
+                self.check_in_force(err)
+            low = position(step.disk_number, window.first_block)
+            first, last = int(step.segment.packs.first[number]) - low, int(step.segment.packs.last[number]) - low
+            end = max(0, min(last + 1, step.blocks - window.first_block))
+            window.containers[max(0, first) : end] = self._unknown(err)
+        else:
+            if disk in pack.rows:
+                at = step.container + 1 + number
+                with self._lock:
+                    self.containers[at] = replace(self.containers[at], generation=pack.generation)
+                window.lay(pack.rows[disk], at)
+
+    def _unknown(self, failure: Failure) -> int:
+        """The container of blocks that are unknown because of a failure."""
+        with self._lock:
+            if failure not in self.failures:
+                self.failures.append(failure)
+            return UNKNOWN - self.failures.index(failure)
 
     def _lay_ground(self, window: Window, disk: str, index: int) -> None:
         """Begin a window with what the ground says of it, if this disk stands on it."""
         grounded = self._grounded.get(disk)
         if self._ground is None or grounded is None or window.first_block >= block_count(grounded.size_bytes):
             return
-        below, containers = self._ground.window(disk, index)
+        try:
+            below, containers = self._ground.window(disk, index)
+        except _FAILURES as err:
+            window.containers[: block_count(grounded.size_bytes) - window.first_block] = self._unknown(err)
+            return
         count = min(len(below.containers), len(window.containers))
         held_by = below.containers[:count]
         numbers = np.full(len(containers) + 1, NOWHERE, np.int32)  # its last element is where NOWHERE (-1) leads
@@ -298,16 +440,20 @@ class PointImage:
                 self.containers.append(container)
             return number
 
-    def windows(self, disk: str, chosen: Sequence[int] | None = None) -> Iterator[Window]:
-        """All windows of a disk, or the chosen ones, in order; the packs of the next ones are opened ahead."""
+    def windows(self, disk: str, chosen: Sequence[int] | None = None, *, tolerant: bool = False) -> Iterator[Window]:
+        """All windows of a disk, or the chosen ones, in order; the packs of the next ones are opened ahead.
+
+        `tolerant`: as `known_window` gives them.
+        """
         indexes = range(self.window_count(disk)) if chosen is None else chosen
+        find = self.known_window if tolerant else self.window
         with ThreadPoolExecutor(_READERS, thread_name_prefix="image") as readers:
-            ahead = deque(readers.submit(self.window, disk, i) for i in indexes[:_READERS])
+            ahead = deque(readers.submit(find, disk, i) for i in indexes[:_READERS])
             try:
                 for place in range(len(indexes)):
                     window = ahead.popleft().result()
                     if place + _READERS < len(indexes):
-                        ahead.append(readers.submit(self.window, disk, indexes[place + _READERS]))
+                        ahead.append(readers.submit(find, disk, indexes[place + _READERS]))
                     yield window
             finally:
                 for future in ahead:
@@ -328,23 +474,10 @@ class PointImage:
             touched[min(sizes) // WINDOW_BLOCKS :] = True
         return touched[:count]
 
-    def live_bytes(self, disk: str) -> int:
-        """Bytes of the blocks that hold data: what a restored disk takes."""
-        return sum(int(np.count_nonzero(w.containers != NOWHERE)) for w in self.windows(disk)) * BLOCK_SIZE
-
-    def _pack(self, step: _Step, number: int) -> dict[str, PlacedRows]:
-        key = (step.segment.seq, number)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        disks = step.segment.meta.point.disks if step.segment.meta.point else []
-        placed = place(read_pack(self._objects, step.segment.packs.entry(number), disks))
-        with self._lock:
-            self._cache[key] = placed
-            if len(self._cache) > _CACHED_PACKS:
-                self._cache.popitem(last=False)
-        return placed
+    def live_bytes(self, disk: str, *, tolerant: bool = False) -> int:
+        """Bytes of the blocks that hold data: what a restored disk takes. `tolerant`: unknown ones count, too."""
+        windows = self.windows(disk, tolerant=tolerant)
+        return sum(int(np.count_nonzero(w.containers != NOWHERE)) for w in windows) * BLOCK_SIZE
 
 
 def load_image(log: Log, seq: int) -> PointImage:
@@ -352,8 +485,10 @@ def load_image(log: Log, seq: int) -> PointImage:
 
     Raises:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
+        PointPruned: it was dropped, and its segment is gone.
     """
-    return PointImage(log.objects, list(log.chain(1, seq)))
+    horizon = log.horizon()
+    return PointImage(log.objects, list(log.chain(1, seq, horizon=horizon)), horizon=horizon.number)
 
 
 def _newest_point(vm: str, segments: Sequence[Segment]) -> tuple[PointMeta, int]:

@@ -49,6 +49,10 @@ class Captures(Protocol):
         """The VMs to protect now, those that patterns find among them; may take seconds."""
         ...
 
+    def scrub(self, vm: str, /, *, stop: Callable[[], bool]) -> object:
+        """Read what is due of what is stored of a VM, and check it; `stop` ends that."""
+        ...
+
     def beat(self) -> None:
         """Tell the repository that this host lives, and when each VM was last seen unchanged."""
         ...
@@ -75,6 +79,10 @@ class Agenda(Protocol):
 
     def end_seed(self, vm_name: str) -> None:
         """Run the seed of a VM no more, if there is one."""
+        ...
+
+    def tell(self) -> None:
+        """There is news for the repository: let it have a heartbeat, now or with others' soon."""
         ...
 
 
@@ -156,7 +164,7 @@ class Job:
             self._agenda.delay(self.key, backoff_s(failures))
         elif is_overdue:
             self._agenda.delay(self.key, 0.0)
-        self._beat()
+        self._agenda.tell()
 
     def settle(self) -> None:
         """Called after `run`, when its VMs are free again: begin the seeds that are due, which may start at once."""
@@ -222,12 +230,6 @@ class Job:
         if not due:
             return None
         return max(due) if len(due) == len(histories) or max(due) <= _PARTIAL_RETRIES else None
-
-    def _beat(self) -> None:
-        try:
-            self._captures.beat()
-        except Exception as err:  # noqa: BLE001  the heartbeat is news, not data: the next one tells as much
-            _LOGGER.debug("%s: no heartbeat: %s", self.key, err)
 
 
 class SeedJob(Job):

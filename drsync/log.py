@@ -4,17 +4,33 @@ The log is the lock. A segment is created, never overwritten: of two writers
 that try the same number, one wins and the other learns that it is fenced. No
 clock and no lease take part. Each segment carries the hash of the index before
 it, so the log is a chain that can be checked from any segment whose hash is known.
+
+Prune takes segments out of the middle. Then the horizon (horizon.py) says what
+stands in the holes, and the chain goes on through that: who reads `chain` sees
+no holes, just segments that say what several said.
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
 
 import numpy as np
 
-from drsync.errors import ChainBroken, Fenced, ObjectDamaged, ObjectExists, ObjectMissing, PointLost
+from drsync.errors import (
+    ChainBroken,
+    Fenced,
+    ObjectDamaged,
+    ObjectExists,
+    ObjectMissing,
+    PointLost,
+    PointPruned,
+)
 from drsync.format import Malformed, names, seal
+from drsync.format.keys import FIRST_GENERATION
 from drsync.format.segment import (
     DiskRows,
     PackTable,
@@ -24,11 +40,17 @@ from drsync.format.segment import (
     encode_segment,
     pack_table,
 )
+from drsync.horizon import NONE, Horizon, Merged, check_in_force, newest_number, read_horizon
+from drsync.model import Clock
 from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
 FIRST_SEQ = 1
-_READERS = 8
+UNDER_AN_OLDER_KEY: Final = "it is under an older key than the segment before it"
+FRESH_S: Final = 600.0
+"""How long a head is taken for the newest segment without a look: an idle VM costs two requests in this time."""
+_READERS: Final = 16
+"""Segments that are read at once: a request takes tens of milliseconds."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -42,12 +64,24 @@ class Segment:
     packs: PackTable
     rows: Sequence[DiskRows]
     index_sha256: bytes
+    """Of a merged segment: that of the last one that it stands for, which the next one follows."""
     frames_end: int
     length: int
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
+    dropped: bool = False
+    """What it commits is no point any more: it is there for blocks that later points show."""
+    stands_from: int = 0
+    """Of a merged segment: the first one that it stands for; 0 if it is one of the log's own."""
 
     @property
     def seq(self) -> int:
         return self.meta.seq
+
+    @property
+    def first(self) -> int:
+        """The first segment that it stands for: itself, unless it is a merged one."""
+        return self.stands_from or self.seq
 
     @property
     def stored_bytes(self) -> int:
@@ -61,6 +95,20 @@ class Log:
     def __init__(self, objects: VmObjects) -> None:
         self.objects = objects
         self.vm = objects.vm
+        self._horizon = NONE
+
+    def horizon(self) -> Horizon:
+        """The horizon that is in force now; mostly one request, which finds nothing newer than what is known.
+
+        Raises:
+            ChainBroken, ObjectDamaged: it can't be had as it was written.
+        """
+        known = self._horizon
+        number = newest_number(self.objects, known=known.number)
+        if number != known.number:
+            known = read_horizon(self.objects, number)
+            self._horizon = known
+        return known
 
     def listed(self, *, after: int = 0) -> Iterator[tuple[int, ObjectInfo]]:
         """The segments behind `after` as the store lists them, in order; gaps are not checked.
@@ -89,9 +137,32 @@ class Log:
         return found
 
     def newest(self, *, after: int = 0) -> int:
-        """The number of the newest segment; `after` is one that is known to exist, or 0. 0 = the log is empty."""
-        numbers = self.numbers(after=after)
-        return numbers[-1] if numbers else after
+        """The number of the newest segment; `after` is one that is known to have existed, or 0. 0 = the log is empty.
+
+        Raises:
+            ChainBroken: a segment is missing, which no horizon explains.
+        """
+        if after:
+            try:
+                return next(iter(self.numbers(after=after)[-1:]), after)
+            except ChainBroken:
+                if self.horizon().through <= after:
+                    raise
+        while True:
+            horizon = self.horizon()
+            try:
+                return self._newest_behind(horizon)
+            except ChainBroken:
+                if self.horizon().number == horizon.number:
+                    raise  # else it was pruned in this very moment
+
+    def _newest_behind(self, horizon: Horizon) -> int:
+        """The newest segment, by what lies behind a horizon: the newest point that it knows is always there."""
+        numbers = self.numbers(after=max(0, horizon.through - 1))
+        if horizon.through and not numbers:
+            problem = f"the log ends before {horizon.through}, the newest point when it was pruned"
+            raise ChainBroken(vm=self.vm, seq=horizon.through, problem=problem)
+        return numbers[-1] if numbers else 0
 
     def read(self, seq: int) -> Segment:
         """Segment `seq`, authenticated.
@@ -123,35 +194,162 @@ class Log:
             index_sha256=opened.index_sha256,
             frames_end=opened.frames_end,
             length=opened.length,
+            generation=opened.header.generation,
         )
 
-    def chain(self, first: int, last: int, *, previous: str = "") -> Iterator[Segment]:
-        """Segments `first` to `last` in order, each checked to follow the one before.
+    def chain(
+        self,
+        first: int,
+        last: int,
+        *,
+        previous: str = "",
+        generation: int = FIRST_GENERATION,
+        horizon: Horizon | None = None,
+    ) -> Iterator[Segment]:
+        """Segments `first` to `last` in order, each checked to follow the one before; merged ones in the holes.
 
-        `previous` is the hash (hex) of the index of segment `first - 1`. Several are read at once.
+        `previous` is the hash (hex) of the index of segment `first - 1`, `generation` that of its key: a segment
+        under an older key than the one before it is nobody's but a thief's. `horizon` is the
+        one in force, if it is known already. Several are read at once.
 
         Raises:
-            ChainBroken: a segment does not follow the one before it.
+            ChainBroken: a segment does not follow the one before it, or is not the one that the horizon knows.
+            PointPruned: `first` or `last` lies in a hole.
+            PrunedMeanwhile: prune deleted what was still there when this began.
         """
+        horizon = horizon or self.horizon()
+        self._check_ends(first, last, horizon)
+        links = horizon.links(first, last)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
-            for start in range(first, last + 1, _READERS * 4):
-                numbers = range(start, min(start + _READERS * 4, last + 1))
-                for segment in readers.map(self.read, numbers):
+            while some := list(islice(links, _READERS * 4)):
+                for segment in readers.map(lambda link: self._read_link(link, horizon), some):
                     if segment.meta.previous != previous:
                         raise ChainBroken(
-                            vm=self.vm, seq=segment.seq, problem="it does not follow the segment before it"
+                            vm=self.vm, seq=segment.first, problem="it does not follow the segment before it"
                         )
-                    previous = segment.index_sha256.hex()
+                    if segment.generation < generation:
+                        raise ChainBroken(vm=self.vm, seq=segment.seq, problem=UNDER_AN_OLDER_KEY)
+                    previous, generation = segment.index_sha256.hex(), segment.generation
                     yield segment
+
+    def _check_ends(self, first: int, last: int, horizon: Horizon) -> None:
+        begins, ends = horizon.merged_at(first), horizon.merged_at(last)
+        if begins is not None and begins.first != first:
+            raise PointPruned(vm=self.vm, point=first, known="points before and after it")
+        if ends is not None and ends.last != last:
+            raise PointPruned(vm=self.vm, point=last, known="points before and after it")
+
+    def _read_link(self, link: int | Merged, horizon: Horizon) -> Segment:
+        try:
+            if isinstance(link, Merged):
+                return self.read_merged(link)
+            segment = self.read(link)
+        except ObjectMissing as err:
+            check_in_force(self.objects, horizon.number, err)
+            raise
+        return self.under(horizon, segment)
+
+    def survivor(self, horizon: Horizon, seq: int) -> Segment:
+        """The segment of a point that survived a horizon.
+
+        Raises:
+            ObjectMissing, ObjectDamaged, ChainBroken: it is not there, or another one than the horizon knows.
+            PrunedMeanwhile: it did not survive the next horizon.
+        """
+        return self._read_link(seq, horizon)
+
+    def under(self, horizon: Horizon, segment: Segment) -> Segment:
+        """A segment of the log as a horizon knows it.
+
+        Raises:
+            ChainBroken: it is another one than that.
+        """
+        known = horizon.hash_of_point(segment.seq) if segment.seq in horizon.survivors else segment.index_sha256
+        if segment.index_sha256 != known:
+            problem = "it is another segment than the horizon knows"
+            raise ChainBroken(vm=self.vm, seq=segment.seq, problem=problem)
+        return replace(segment, dropped=True) if horizon.is_dropped(segment.seq) else segment
+
+    def read_merged(self, link: Merged) -> Segment:
+        """A merged segment.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: it is not there, or not the one that the horizon names.
+        """
+        name = names.merged(self.vm, link.last, link.object_id)
+        opened = self.objects.read_index(name, "merged", seq=link.last)
+        if opened.index_sha256 != link.index_sha256:
+            raise ObjectDamaged(key=name, problem="it is not the one that the horizon names")
+        segment = self.decode(name, link.last, opened)
+        if any(len(rows.blocks) for rows in segment.rows):
+            raise ObjectDamaged(key=name, problem="it has frames of its own")
+        return replace(segment, index_sha256=link.segment_sha256, dropped=True, stands_from=link.first)
+
+
+def beside(log: Log) -> Log:
+    """A log, for who writes other objects than segments beside its writer, and may have newer keys.
+
+    What is written so is under the key of the log's newest segment, which the writer has.
+
+    Raises:
+        ObjectMissing, ObjectDamaged: that one can't be read.
+    """
+    if log.objects.keys.newest == FIRST_GENERATION:
+        return log
+    newest = max((seq for seq, _ in log.listed()), default=0)  # whether there are gaps is the caller's business
+    return Log(log.objects.under(log.read(newest).generation)) if newest else log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownHead:
+    """The newest segment of a log as it was seen, and the horizon from before it was looked for."""
+
+    head: Segment
+    horizon: int
+
+
+class Heads:
+    """The newest segment of each log that this process has written or seen, so that it is not looked for all the time.
+
+    The log is the lock, so an old one can do no harm: an append to it is refused, or lands in a place that a newer
+    horizon had freed, which the writer looks for. It is forgotten after a while, so that a daemon whose VMs are idle
+    learns that another one has taken them over.
+    """
+
+    def __init__(self, clock: Clock, *, fresh_s: float = FRESH_S) -> None:
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[KnownHead, float]] = {}
+
+    def of(self, vm: str) -> KnownHead | None:
+        """The head, if it was seen not long ago."""
+        with self._lock:
+            found = self._known.get(vm)
+        if found is None or self._clock.monotonic_s() - found[1] > self._fresh_s:
+            return None
+        return found[0]
+
+    def note(self, vm: str, head: Segment, horizon: int) -> None:
+        """The head was found, or written, just now; `horizon` is that of its LogWriter."""
+        with self._lock:
+            self._known[vm] = (KnownHead(head=head, horizon=horizon), self._clock.monotonic_s())
+
+    def forget(self, vm: str) -> None:
+        """It is not known any more what the head is."""
+        with self._lock:
+            self._known.pop(vm, None)
 
 
 class LogWriter:
     """The right to append to one VM's log, until somebody else takes it."""
 
-    def __init__(self, log: Log, writer: str, head: Segment | None) -> None:
+    def __init__(self, log: Log, writer: str, head: Segment | None, *, horizon: int = 0) -> None:
+        """`horizon` is the number of the newest one, from before the head was looked for."""
         self.log = log
         self.writer = writer
         self.head = head
+        self.horizon = horizon
         self.epoch = head.meta.epoch if head else 1
 
     @property
@@ -186,9 +384,32 @@ class LogWriter:
             self.log.objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
         except ObjectExists as err:
             other = self.log.read(self.next_seq)
-            raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from err
+            if other.index_sha256 != sealed.index_sha256:  # else it is this one (F20): no two seal alike
+                raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from err
+        self._check_not_freed(self.next_seq, sealed.index_sha256)
         self.head = self.log.read(self.next_seq)
         return self.head
+
+    def _check_not_freed(self, seq: int, index_sha256: bytes) -> None:
+        """See that segment `seq`, which was just created, is not in a place that prune had freed.
+
+        A store forgets what was deleted, so creating is no proof for who was away for
+        long, by whatever clock. A horizon that frees the place has a number that was
+        not there when this writer looked for the head, and it stays. (It may also speak
+        of this very segment: prune came right behind it.)
+
+        Raises:
+            Fenced: others have written that number before, and more; nothing of ours counts.
+        """
+        number = newest_number(self.log.objects, known=self.horizon)
+        if number == self.horizon:
+            return
+        horizon = read_horizon(self.log.objects, number)
+        survived = seq in horizon.survivors and horizon.hash_of_point(seq) == index_sha256
+        if horizon.through >= seq and not survived:
+            head = self.log.read(self.log.newest())
+            raise Fenced(vm=self.log.vm, writer=head.meta.writer, epoch=head.meta.epoch)
+        self.horizon = number
 
     def fence(self) -> Segment:
         """Take the VM over: append an empty segment with the next epoch.
@@ -208,24 +429,27 @@ class LogWriter:
         return segment
 
 
-def open_writer(log: Log, writer: str, *, known_seq: int = 0, wrote_before: bool = False) -> LogWriter:
+def open_writer(
+    log: Log, writer: str, *, known_seq: int = 0, wrote_before: bool = False, known_horizon: int = 0
+) -> LogWriter:
     """The right to append to `log` as `writer`.
 
     A writer that never wrote this VM takes it over from another one; a writer
     that did (`wrote_before`) and finds somebody else's segment at the head was
     fenced, and must not take it back by itself. `known_seq` is a segment that
-    is known to exist: the search for the head starts there.
+    is known to exist: the search for the head starts there; `known_horizon` is such a horizon, or 0.
 
     Raises:
         Fenced: another writer took the VM over.
         PointLost: segment `known_seq` is not there any more.
     """
+    horizon = newest_number(log.objects, known=known_horizon)  # before the head is looked for, see _check_not_freed
     newest = log.newest(after=known_seq)
     try:
         head = log.read(newest) if newest else None
     except ObjectMissing as err:
         raise PointLost(vm=log.vm, found=log.newest(), expected=known_seq) from err
-    granted = LogWriter(log, writer, head)
+    granted = LogWriter(log, writer, head, horizon=horizon)
     if head is not None and head.meta.writer != writer:
         if wrote_before:
             raise Fenced(vm=log.vm, writer=head.meta.writer, epoch=head.meta.epoch)

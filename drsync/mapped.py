@@ -15,12 +15,12 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import IntegrityError, ObjectDamaged, ObjectMissing
+from drsync.errors import IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.blockmap import (
     NO_PAGE,
@@ -36,6 +36,8 @@ from drsync.format.blockmap import (
     page_binding,
     page_blocks,
 )
+from drsync.format.keys import FIRST_GENERATION
+from drsync.horizon import Horizon
 from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window, load_image
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.repository import VmObjects
@@ -58,6 +60,8 @@ class BlockMap:
     meta: MapMeta
     older: OlderMaps
     tables: Sequence[PageTable]
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
 
     def table(self, disk: str) -> PageTable:
         """The pages of a disk. KeyError if the map has no such disk."""
@@ -66,17 +70,26 @@ class BlockMap:
     def size_bytes(self, disk: str) -> int:
         return {d.name: d.size_bytes for d in self.meta.disks}[disk]
 
-    def source(self, vm: str, number: int) -> tuple[str, bytes, int]:
-        """Name, object id and point of the map that a page's `source` means."""
+    def source(self, vm: str, number: int) -> "PageSource":
+        """The map that a page's `source` means."""
         if number == THIS_MAP:
-            return self.name, self.object_id, self.meta.seq
+            return PageSource(self.name, self.object_id, self.meta.seq, self.generation)
         older = number - THIS_MAP - 1
         object_id, seq = self.older.ids[older].tobytes(), int(self.older.numbers[older])
-        return names.block_map(vm, seq, object_id), object_id, seq
+        return PageSource(names.block_map(vm, seq, object_id), object_id, seq, int(self.older.generations[older]))
 
     def named_maps(self, vm: str) -> list[str]:
         """The names of the older maps that pages of this one lie in."""
-        return [self.source(vm, THIS_MAP + 1 + n)[0] for n in range(len(self.older))]
+        return [self.source(vm, THIS_MAP + 1 + n).name for n in range(len(self.older))]
+
+
+class PageSource(NamedTuple):
+    """A map that a page lies in."""
+
+    name: str
+    object_id: bytes
+    seq: int
+    generation: int
 
 
 def listed_maps(objects: VmObjects) -> Iterator[tuple[str, int]]:
@@ -100,9 +113,16 @@ def read_map(objects: VmObjects, name: str) -> BlockMap:
         meta, older, tables = decode_map(opened.index, opened.frames_end)
         if meta.seq != seq:
             raise Malformed(f"its index is of point {meta.seq}")
-    except Malformed as err:
+    except (Malformed, KeyMissing) as err:  # for a cache the latter is no other matter
         raise ObjectDamaged(key=name, problem=err) from err
-    return BlockMap(name=name, object_id=bytes.fromhex(opened.header.object), meta=meta, older=older, tables=tables)
+    return BlockMap(
+        name=name,
+        object_id=bytes.fromhex(opened.header.object),
+        meta=meta,
+        older=older,
+        tables=tables,
+        generation=opened.header.generation,
+    )
 
 
 def check_shows(block_map: BlockMap, segment: Segment) -> None:
@@ -117,6 +137,8 @@ def check_shows(block_map: BlockMap, segment: Segment) -> None:
         raise ObjectDamaged(key=block_map.name, problem=problem)
     if disks != [(d.name, d.size_bytes) for d in block_map.meta.disks]:
         raise ObjectDamaged(key=block_map.name, problem="its disks are not the point's")
+    if block_map.generation < segment.generation:
+        raise ObjectDamaged(key=block_map.name, problem="it is under an older key than its point")
 
 
 class MapPages:
@@ -154,15 +176,15 @@ class MapPages:
         table, blocks = self._map.table(disk), page_blocks(number, self._map.size_bytes(disk))
         if table.sources[number] == NO_PAGE:
             return None
-        name, object_id, seq = self._map.source(self._objects.vm, int(table.sources[number]))
+        name, object_id, seq, generation = self._map.source(self._objects.vm, int(table.sources[number]))
         offset, length = int(table.offsets[number]), int(table.lengths[number])
         start, data = self._group_of(name, disk, number)
         stored = data[offset - start : offset - start + length]
         try:
-            keys = self._objects.keys_of(object_id)
+            keys = self._objects.keys_of(object_id, generation)
             binding = page_binding(self._objects.repository_id, disk)
             return decode_page(open_page(keys, stored, offset, binding, number), blocks, seq)
-        except Malformed as err:
+        except (Malformed, KeyMissing) as err:
             raise ObjectDamaged(key=name, problem=err) from err
 
     def _group_of(self, name: str, disk: str, number: int) -> tuple[int, bytes]:
@@ -246,7 +268,7 @@ class MapGround:
 def _container(vm: str, held_in: PageContainer) -> Container:
     number, object_id = held_in.number, held_in.object_id
     name = names.segment(vm, number) if number else names.pack(vm, object_id)
-    return Container(name=name, object_id=object_id, seq=number)
+    return Container(name=name, object_id=object_id, seq=number, generation=held_in.generation)
 
 
 def check_same(image: PointImage, pages: MapPages, name: str) -> None:
@@ -279,7 +301,9 @@ class Stretch:
     segments: Sequence[Segment]
     ground: MapGround | None
     parent: int | None
-    """The point before the first segment; None if there is none."""
+    """The point before the first segment; None if there is none. It may have been pruned."""
+    horizon: Horizon
+    """The one that was in force when this was read."""
 
     def image(self, seq: int) -> PointImage:
         """The disks of point `seq` of this stretch.
@@ -287,30 +311,43 @@ class Stretch:
         Raises:
             ChainBroken: the segments don't lie over each other.
         """
-        return PointImage(self.log.objects, [s for s in self.segments if s.seq <= seq], self.ground)
+        segments = [s for s in self.segments if s.seq <= seq]
+        return PointImage(self.log.objects, segments, self.ground, horizon=self.horizon.number)
 
 
-def newest_stretch(log: Log, last: int) -> Stretch:
+def newest_stretch(log: Log, last: int, *, horizon: Horizon | None = None) -> Stretch:
     """The log up to segment `last`, from the newest map on that can be trusted; the whole log if there is none.
+
+    It is read under the `horizon` that is in force, unless another one is given.
 
     Raises:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole up to there.
     """
+    horizon = horizon or log.horizon()
     candidates = deque((name for name, seq in listed_maps(log.objects) if seq <= last), maxlen=MAX_TRIES)
     for name in reversed(candidates):
         try:
-            return _stretch_from(log, read_map(log.objects, name), last)
+            found = read_map(log.objects, name)
+            if found.meta.horizon == horizon.number:
+                return _stretch_from(log, found, last, horizon)
         except (IntegrityError, ObjectMissing) as err:
             _LOGGER.warning("vm=%s passed over a block map: %s", log.vm, err)
-    return Stretch(log=log, segments=list(log.chain(FIRST_SEQ, last)), ground=None, parent=None)
+    segments = list(log.chain(FIRST_SEQ, last, horizon=horizon))
+    return Stretch(log=log, segments=segments, ground=None, parent=None, horizon=horizon)
 
 
-def _stretch_from(log: Log, block_map: BlockMap, last: int) -> Stretch:
+def _stretch_from(log: Log, block_map: BlockMap, last: int, horizon: Horizon) -> Stretch:
     seq = block_map.meta.seq
-    shown = log.read(seq)
+    shown = log.under(horizon, log.read(seq))
     check_shows(block_map, shown)
-    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex())
-    return Stretch(log=log, segments=[shown, *behind], ground=MapGround(log, block_map), parent=block_map.meta.parent)
+    behind = log.chain(seq + 1, last, previous=shown.index_sha256.hex(), generation=shown.generation, horizon=horizon)
+    return Stretch(
+        log=log,
+        segments=[shown, *behind],
+        ground=MapGround(log, block_map),
+        parent=block_map.meta.parent,
+        horizon=horizon,
+    )
 
 
 def load_mapped_image(log: Log, seq: int) -> PointImage:

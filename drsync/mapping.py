@@ -7,12 +7,13 @@ A map is a cache: nothing waits for it, and when it can't be written nothing is 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import (
@@ -31,9 +32,11 @@ from drsync.format.blockmap import (
     page_binding,
 )
 from drsync.format.keys import OBJECT_ID_BYTES
+from drsync.horizon import Horizon
 from drsync.image import NOWHERE, Container, PointImage, Window
 from drsync.log import Log, Segment
-from drsync.mapped import BlockMap, Stretch, listed_maps, newest_stretch
+from drsync.mapped import BlockMap, MapPages, PageSource, Stretch, listed_maps, newest_stretch
+from drsync.model import Kind
 
 MAX_MAP_BYTES: Final = 128 * 1024 * 1024
 """Of the pages of one map, which are made in memory: enough for about 3 TiB of data that all moved at once."""
@@ -71,7 +74,8 @@ def keep_mapped(log: Log, newest: Segment, policy: MapPolicy = USUAL) -> str | N
     if not policy.is_time_to_look(newest.seq):
         return None
     found = list(listed_maps(log.objects))
-    if not policy.is_due(newest.seq, max((seq for _, seq in found if seq <= newest.seq), default=0)):
+    through = log.horizon().through  # older maps are of older horizons, which no reader takes any more
+    if not policy.is_due(newest.seq, max((seq for _, seq in found if through <= seq <= newest.seq), default=0)):
         return None
     return write_map(log, newest.seq, present={name for name, _ in found})
 
@@ -91,6 +95,72 @@ def write_map(log: Log, seq: int, *, present: set[str]) -> str:
     return name
 
 
+def write_map_alone(log: Log, segment: Segment) -> str:
+    """Write a map of a point that holds every disk in full, from its segment alone; the map's name.
+
+    For a log that is broken somewhere before this point: readers then need nothing of what lies before it
+    (docs/format.md, F54). Whoever calls this knows that the point is one that this log's writer committed.
+
+    Raises:
+        Malformed: not every disk is in full.
+        ObjectMissing, ObjectDamaged: the point is not whole itself.
+        StoreError: the map could not be stored.
+    """
+    point = segment.meta.point
+    if point is None or any(disk.kind is not Kind.FULL for disk in point.disks):
+        raise Malformed(f"segment {segment.seq} does not hold every disk in full")
+    before = [seq for seq, _ in log.listed() if seq < segment.seq]
+    name = write_map_of(log, [segment], parent=before[-1] if before else None)
+    _LOGGER.warning("vm=%s point %d stands by its map alone: the log before it is damaged", log.vm, segment.seq)
+    return name
+
+
+def write_map_of(log: Log, segments: Sequence[Segment], *, parent: int | None) -> str:
+    """Write a map of the newest point of `segments` from nothing but these; the map's name.
+
+    They are the log from its beginning, or from a point on that holds every disk in full; `parent` is the point before.
+
+    Raises:
+        Malformed: the point has more pages than a map takes; nothing was stored.
+        ChainBroken, ObjectMissing, ObjectDamaged: they don't lie over each other, or a pack is not whole.
+        StoreError: the map could not be stored.
+    """
+    stretch = Stretch(log=log, segments=segments, ground=None, parent=parent, horizon=log.horizon())
+    return _Making(log, stretch, segments[-1].seq).run(None)
+
+
+def rewrite_map(log: Log, old: Horizon, seq: int) -> str | None:
+    """Bring the newest block map of horizon `old` under the one in force, as a map of point `seq`; its name.
+
+    Only pages that changed since, or that name an object which is not in use any more, are made anew.
+    None: there is no map of that horizon.
+
+    Raises:
+        DrsyncError, Malformed: see `write_map`.
+    """
+    present = {name for name, _ in listed_maps(log.objects)}
+    before = newest_stretch(log, seq, horizon=old)
+    below = _usable(log.vm, before, present)
+    if below is None:
+        return None
+    changed, pages, horizon = before.image(seq), MapPages(log.objects, below), log.horizon()
+
+    def touched(disk: str) -> npt.NDArray[np.bool_]:
+        found = changed.touched(disk)
+        for number in np.flatnonzero(~found).tolist():
+            page = pages.page(disk, number)
+            found[number] = page is not None and any(_is_gone(c, horizon) for c in page.containers)
+        return found
+
+    return _Making(log, newest_stretch(log, seq), seq, touched=touched).run(below)
+
+
+def _is_gone(container: PageContainer, horizon: Horizon) -> bool:
+    if container.number:
+        return container.number <= horizon.through and horizon.merged_at(container.number) is not None
+    return container.object_id in horizon.retired_ids
+
+
 def _usable(vm: str, stretch: Stretch, present: set[str]) -> BlockMap | None:
     """The map whose pages the new one can name; None: all pages are written anew.
 
@@ -105,16 +175,25 @@ def _usable(vm: str, stretch: Stretch, present: set[str]) -> BlockMap | None:
 class _Making:
     """One run of `write_map`."""
 
-    def __init__(self, log: Log, stretch: Stretch, seq: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        stretch: Stretch,
+        seq: int,
+        *,
+        touched: Callable[[str], npt.NDArray[np.bool_]] | None = None,
+    ) -> None:
+        """`touched` tells which pages of a disk are to be made anew, if the image itself can't."""
         self._objects = log.objects
         self._stretch = stretch
         self._image: PointImage = stretch.image(seq)
         if self._image.seq != seq:
             raise Malformed(f"segment {seq} is no point")
+        self._touched = touched or self._image.touched
         self._header = self._objects.new_header("map", seq)
         self._sealer = PageSealer(self._objects.object_keys(self._header))
-        self._sources: dict[bytes, tuple[int, int]] = {}
-        """Of the older maps that are named: source number and point, by object id."""
+        self._sources: dict[bytes, tuple[int, PageSource]] = {}
+        """The older maps that are named, with the number as which they are, by object id."""
         self.written = 0
 
     def run(self, below: BlockMap | None) -> str:
@@ -134,13 +213,15 @@ class _Making:
         return name
 
     def _meta(self) -> MapMeta:
-        points = [s for s in self._stretch.segments if s.meta.point is not None and s.seq <= self._image.seq]
+        known = [s for s in self._stretch.segments if s.meta.point is not None and s.seq <= self._image.seq]
+        points = [s for s in known if not s.dropped or s is known[-1]]
         return MapMeta(
             seq=self._image.seq,
             segment=points[-1].index_sha256.hex(),
             parent=points[-2].seq if len(points) > 1 else self._stretch.parent,
             older=MAX_OLDER_MAPS,
             disks=[MapDisk(name=d.name, size_bytes=d.size_bytes) for d in self._image.point.disks],
+            horizon=self._stretch.horizon.number,
         )
 
     def _pages(self, disk: MapDisk) -> int:
@@ -149,7 +230,7 @@ class _Making:
     def _table(self, disk: str, below: BlockMap | None) -> PageTable:
         """Seal the pages of a disk that changed, and find the others in the map below."""
         table = PageTable.empty(self._image.window_count(disk))
-        touched = self._image.touched(disk) if below is not None else np.ones(len(table.sources), np.bool_)
+        touched = self._touched(disk) if below is not None else np.ones(len(table.sources), np.bool_)
         if below is not None:
             for number in np.flatnonzero(~touched).tolist():
                 self._name_older(table, below, disk, number)
@@ -169,14 +250,19 @@ class _Making:
         old = below.table(disk)
         if old.sources[number] == NO_PAGE:
             return
-        _, object_id, seq = below.source(self._objects.vm, int(old.sources[number]))
-        source, _ = self._sources.setdefault(object_id, (THIS_MAP + 1 + len(self._sources), seq))
+        lies_in = below.source(self._objects.vm, int(old.sources[number]))
+        source, _ = self._sources.setdefault(lies_in.object_id, (THIS_MAP + 1 + len(self._sources), lies_in))
         table.sources[number] = source
         table.offsets[number], table.lengths[number] = old.offsets[number], old.lengths[number]
 
     def _older(self) -> OlderMaps:
         ids = np.frombuffer(b"".join(self._sources), np.uint8).reshape(-1, OBJECT_ID_BYTES)
-        return OlderMaps(numbers=np.array([seq for _, seq in self._sources.values()], np.uint64), ids=ids)
+        named = [older for _, older in self._sources.values()]
+        return OlderMaps(
+            numbers=np.array([older.seq for older in named], np.uint64),
+            ids=ids,
+            generations=np.array([older.generation for older in named], np.uint64),
+        )
 
 
 def _page_of(window: Window, containers: Sequence[Container]) -> Page:
@@ -186,7 +272,12 @@ def _page_of(window: Window, containers: Sequence[Container]) -> Page:
     held_by = np.full(len(held), NOWHERE, np.int32)
     held_by[held] = indexes
     return Page(
-        containers=[PageContainer(number=containers[n].seq, object_id=containers[n].object_id) for n in used.tolist()],
+        containers=[
+            PageContainer(
+                number=containers[n].seq, object_id=containers[n].object_id, generation=containers[n].generation
+            )
+            for n in used.tolist()
+        ],
         held_by=held_by,
         offsets=window.offsets,
         lengths=window.lengths,

@@ -126,6 +126,10 @@ class Pace(Protocol):
         """Whether `size_bytes` more may pass at once; if not, nothing was taken."""
         ...
 
+    def limit_bytes_per_s(self) -> float | None:
+        """The rate now, for who can hold to it by itself; None: there is no limit."""
+        ...
+
 
 class NoPace:
     """A Pace without a limit."""
@@ -135,3 +139,6 @@ class NoPace:
 
     def take_now(self, size_bytes: int) -> bool:
         return True
+
+    def limit_bytes_per_s(self) -> float | None:
+        return None

@@ -1,4 +1,7 @@
-"""A repository: its record, its key, and the objects of one VM in it."""
+"""A repository: its record, its keys, and the objects of one VM in it.
+
+A host's keys may be the root keys, which open everything, or those of some VMs (`Repository.holds`).
+"""
 
 import hashlib
 import hmac
@@ -9,6 +12,7 @@ from functools import lru_cache
 import msgspec
 
 from drsync.errors import (
+    KeyMissing,
     ObjectDamaged,
     ObjectExists,
     ObjectMissing,
@@ -20,13 +24,25 @@ from drsync.errors import (
     WrongRecoveryKey,
 )
 from drsync.format import FEATURES, FORMAT_VERSION, Malformed, names, seal
-from drsync.format.keys import ObjectKeys, RecoveryKey, RootKey, VmKey, new_object_id
+from drsync.format.keys import (
+    FIRST_GENERATION,
+    Keys,
+    ObjectKeys,
+    RecoveryKey,
+    RootKey,
+    RootKeys,
+    VmKey,
+    VmKeys,
+    new_object_id,
+)
 from drsync.format.record import decode_record
 from drsync.model import BLOCK_SIZE, Clock, is_name
 from drsync.store import ObjectStore
 from drsync.store.probe import create_in_a_race
 
 _MAX_RECORD_BYTES = 64 * 1024
+_NUMBERED = {"segment", "horizon", "pin"}
+"""Kinds whose names are their numbers; those of others end with their object ids."""
 
 
 class RepositoryRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +66,15 @@ class RecoverySlot(msgspec.Struct, frozen=True, kw_only=True):
 class Repository:
     """An open repository: its key has been checked."""
 
-    def __init__(self, store: ObjectStore, record: RepositoryRecord, root: RootKey) -> None:
+    def __init__(
+        self, store: ObjectStore, record: RepositoryRecord, keys: Keys | RootKey, key_path: object = "of this host"
+    ) -> None:
+        """`key_path` is where messages say that a key is missing."""
         self.store = store
         self.record = record
         self.id = bytes.fromhex(record.id)
-        self._root = root
+        self._keys = _all_of(keys)
+        self._key_path = key_path
 
     @property
     def tag(self) -> str:
@@ -62,35 +82,106 @@ class Repository:
         return self.record.id[:8]
 
     def vm(self, name: str) -> "VmObjects":
-        """The part of the repository that belongs to the VM `name`, which may be empty yet."""
-        return VmObjects(self.store, self.id, name, self._root.of_vm(self.id, name))
+        """The part of the repository that belongs to the VM `name`, which may be empty yet.
+
+        Raises:
+            KeyMissing: this host has keys of other VMs only.
+        """
+        try:
+            keys = self._keys.of_vm(self.id, name)
+        except LookupError as err:
+            held = self._keys.described
+            raise KeyMissing(path=self._key_path, wanted=f"key of VM {name}", held=held, vm=name) from err
+        return VmObjects(self.store, self.id, name, keys, self._key_path)
+
+    def holds(self, vm: str) -> bool:
+        """Whether there is a key of this VM here."""
+        return isinstance(self._keys, RootKeys) or vm in self._keys.vms
+
+    @property
+    def generation(self) -> int:
+        """The newest generation of keys that this host has."""
+        return self._keys.newest
 
     def vm_names(self) -> list[str]:
         """The VMs that have objects here, whether configured on this host or not."""
-        found: list[str] = []
-        after = ""
-        while True:  # jump from VM to VM instead of listing every segment
-            info = next(iter(self.store.list(names.VM_PREFIX, after=after)), None)
-            if info is None:
-                return found
-            name = info.key.split("/")[1]
-            if is_name(name):  # whoever can write here can make any other; no VM has it
-                found.append(name)
-            after = f"{names.VM_PREFIX}{name}/\x7f"
+        # Whoever can write here can make any other name; no VM has it.
+        return [name for name in self.store.folders(names.VM_PREFIX) if is_name(name)]
 
 
 class VmObjects:
     """The objects of one VM: reads their indexes and knows their keys. Safe to call from several threads."""
 
-    def __init__(self, store: ObjectStore, repository_id: bytes, vm: str, key: VmKey) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        repository_id: bytes,
+        vm: str,
+        keys: VmKeys | VmKey,
+        key_path: object = "of this host",
+    ) -> None:
         self.store = store
         self.repository_id = repository_id
         self.vm = vm
-        self.key = key
-        self.keys_of = lru_cache(maxsize=4096)(key.of_object)
+        self.keys = VmKeys((keys,)) if isinstance(keys, VmKey) else keys
+        self._key_path = key_path
+        self._writes_under = self.keys.newest
+        self._keys_of = lru_cache(maxsize=4096)(self.keys.of_object)
 
-    def new_header(self, kind: str, seq: int = 0) -> seal.Header:
-        """The header of an object that is about to be made; its id is new."""
+    @property
+    def generation(self) -> int:
+        """That of the key which new objects are made under."""
+        return self._writes_under
+
+    @property
+    def key(self) -> VmKey:
+        """What new objects are made under."""
+        return self.keys.of(self._writes_under)
+
+    def under(self, generation: int) -> "VmObjects":
+        """The same, making new objects under an older key: one that others, who have to read them, have."""
+        other = VmObjects(self.store, self.repository_id, self.vm, self.keys, self._key_path)
+        other._writes_under = min(generation, self.keys.newest)
+        return other
+
+    def through(self, store: ObjectStore) -> "VmObjects":
+        """The same objects, read and written through `store`, which has the same ones but other limits."""
+        other = VmObjects(store, self.repository_id, self.vm, self.keys, self._key_path)
+        other._writes_under = self._writes_under
+        return other
+
+    def generation_of(self, name: str, kind: str) -> int:
+        """The generation of the key that an object without a number is under; one read, if there are several.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: it is not there, or not an object of this VM of that name.
+        """
+        if self.keys.newest == FIRST_GENERATION:
+            return FIRST_GENERATION
+        return self.read_index(name, kind).header.generation
+
+    def keys_of(self, object_id: bytes, generation: int) -> ObjectKeys:
+        """The keys of an object that is under the root key of a generation.
+
+        Raises:
+            KeyMissing: this host's keys are older.
+        """
+        try:
+            return self._keys_of(object_id, generation)
+        except LookupError as err:
+            raise KeyMissing(
+                path=self._key_path,
+                wanted=f"key of generation {generation} of VM {self.vm}",
+                held=f"those up to {self.keys.newest}",
+                vm=self.vm,
+            ) from err
+
+    def new_header(self, kind: str, seq: int = 0, *, generation: int | None = None) -> seal.Header:
+        """The header of an object that is about to be made; its id is new.
+
+        It is under the newest key, unless others have to read it, who may have older ones (see `under`), or it
+        stands in a log that goes on under an older one (F48).
+        """
         return msgspec.convert(
             {
                 "kind": kind,
@@ -98,12 +189,13 @@ class VmObjects:
                 "vm": self.vm,
                 "object": new_object_id().hex(),
                 "seq": seq,
+                "generation": self._writes_under if generation is None else generation,
             },
             seal.Header,
         )
 
     def object_keys(self, header: seal.Header) -> ObjectKeys:
-        return self.keys_of(bytes.fromhex(header.object))
+        return self.keys_of(bytes.fromhex(header.object), header.generation)
 
     def read_index(self, name: str, kind: str, *, seq: int = 0) -> seal.Opened:
         """The authenticated header and index of the object `name`, which must be a `kind` with number `seq`.
@@ -111,6 +203,7 @@ class VmObjects:
         Raises:
             ObjectMissing: it is not there.
             ObjectDamaged: it is not an object of this VM that belongs under this name.
+            KeyMissing: it is under a newer key than this host has.
         """
         tail = self.store.get_tail(name, seal.TAIL_BYTES)
         try:
@@ -139,12 +232,23 @@ class VmObjects:
         except Malformed as err:
             raise ObjectDamaged(key=name, problem=err) from err
 
+    def open_end(self, name: str, kind: str, data: bytes, *, seq: int = 0) -> seal.Opened:
+        """As `read_index`, of an object that was read as a whole: what else may be wrong with it is not looked at.
+
+        Raises:
+            ObjectDamaged: it is not an object of this VM that belongs under this name.
+        """
+        try:
+            return self._open(name, kind, seq, data, seal.parse_footer(data, len(data)))
+        except Malformed as err:
+            raise ObjectDamaged(key=name, problem=err) from err
+
     def _open(self, name: str, kind: str, seq: int, data: bytes, footer: seal.Footer) -> seal.Opened:
         claimed = seal.header_of(data, footer)
         expected = (kind, self.repository_id.hex(), self.vm, seq)
         if (claimed.kind, claimed.repository, claimed.vm, claimed.seq) != expected:
             raise Malformed(f"it is {claimed.kind} {claimed.seq} of VM {claimed.vm!r}, not what its name says")
-        if kind != "segment" and not name.endswith(claimed.object):
+        if kind not in _NUMBERED and not name.endswith(claimed.object):
             raise Malformed("it is another object than its name says")
         return seal.open_index(data, footer, self.object_keys(claimed))
 
@@ -208,34 +312,47 @@ def _create(store: ObjectStore, name: str, record: msgspec.Struct) -> None:
     store.create(name, body, sha256=hashlib.sha256(body).digest())
 
 
-def open_repository(store: ObjectStore, root: RootKey, key_path: object) -> Repository:
-    """The repository in `store`, if `root` is its key.
+def open_repository(store: ObjectStore, keys: Keys | RootKey, key_path: object) -> Repository:
+    """The repository in `store`, if `keys` are its keys, or those of VMs in it.
 
     Raises:
         RepositoryMissing, RepositoryTooNew: it can't be used.
-        WrongKey: `root` is another repository's; `key_path` is named in the message.
+        WrongKey: they are another repository's; `key_path` is named in the message.
     """
     record = read_record(store)
-    if not hmac.compare_digest(root.check(bytes.fromhex(record.id)).hex(), record.key_check):
+    if not is_key_of(_all_of(keys), record):
         raise WrongKey(path=key_path, url=store.url)
-    return Repository(store, record, root)
+    return Repository(store, record, keys, key_path)
+
+
+def _all_of(keys: Keys | RootKey) -> Keys:
+    """The only root key that there is counts as all of them."""
+    return RootKeys((keys,)) if isinstance(keys, RootKey) else keys
+
+
+def is_key_of(keys: Keys, record: RepositoryRecord) -> bool:
+    """Whether these are a repository's keys, as its record tells; keys of VMs say themselves whose they are."""
+    identifier = bytes.fromhex(record.id)
+    if isinstance(keys, RootKeys):
+        return hmac.compare_digest(keys.generations[0].check(identifier).hex(), record.key_check)
+    return keys.repository_id == identifier
 
 
 def recover_root_key(store: ObjectStore, recovery: RecoveryKey) -> RootKey:
-    """The root key, from the repository's recovery slot.
+    """The root key of a repository whose keys were never changed, from its recovery slot (keyring.py for all others).
 
     Raises:
         WrongRecoveryKey: `recovery` is not this repository's.
     """
-    record = read_record(store)
+    record, what = read_record(store), "recovery key"
     identifier = bytes.fromhex(record.id)
     try:
         raw = store.get(names.recovery_slot(identifier), limit_bytes=_MAX_RECORD_BYTES)
         root = recovery.unwrap(b64decode(decode_record(raw, RecoverySlot).wrapped), identifier)
     except ValueError as err:  # Malformed is one, and base64's complaint
-        raise WrongRecoveryKey(url=store.url, problem=err) from err
+        raise WrongRecoveryKey(what=what, url=store.url, problem=err) from err
     if not hmac.compare_digest(root.check(identifier).hex(), record.key_check):
-        raise WrongRecoveryKey(url=store.url, problem="it opens a slot of another repository")
+        raise WrongRecoveryKey(what=what, url=store.url, problem="it opens a slot of another repository")
     return root
 
 

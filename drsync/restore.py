@@ -4,24 +4,27 @@
 
 Several fetches run at once. Every frame is authenticated; what is missing,
 damaged or swapped stops the restore with the object's name, and no file that
-looks finished is left.
+looks finished is left: unless the repository has the same block elsewhere (copies.py),
+or what is lost was said to be done without (`Salvage`).
 """
 
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from drsync.errors import ObjectDamaged
+from drsync.copies import Copies
+from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta
-from drsync.image import NOWHERE, Container, PointImage, Window
+from drsync.image import NOWHERE, UNKNOWN, Container, Failure, PointImage, Window
 from drsync.model import BLOCK_SIZE, Progress, block_length
 from drsync.repository import VmObjects
 from drsync.target import DiskWriter, Positions
@@ -58,7 +61,7 @@ class Fetch:
 
 def live_blocks(window: Window) -> npt.NDArray[np.int64]:
     """The blocks of a window that hold data, ascending."""
-    return np.flatnonzero(window.containers != NOWHERE) + window.first_block
+    return np.flatnonzero(window.containers > NOWHERE) + window.first_block
 
 
 def plan_fetches(
@@ -93,30 +96,80 @@ def _joined(
             first = end
 
 
-def restore_disk(objects: VmObjects, image: PointImage, disk: str, target: DiskWriter, progress: Progress) -> None:
+@dataclass(slots=True)
+class Salvage:
+    """What a restore does without: filled in while it runs. Thread-safe."""
+
+    lost: dict[str, dict[int, Failure]] = field(default_factory=dict)
+    """Blocks by disk, each with the reason. In the restored disk they hold `lost_mark`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, disk: str, block: int, failure: Failure) -> None:
+        """A block can't be had."""
+        with self._lock:
+            self.lost.setdefault(disk, {})[block] = failure
+
+
+def lost_mark(disk: str, block: int, length: int) -> bytes:
+    """What a lost block is filled with: text that says so in every 128 bytes, so that nobody takes it for data."""
+    line = f"DRSYNC: THIS BLOCK IS LOST: disk {disk} block {block}".encode()[:127].ljust(127) + b"\n"
+    return (line * -(-length // len(line)))[:length]
+
+
+def restore_disk(
+    objects: VmObjects,
+    image: PointImage,
+    disk: str,
+    target: DiskWriter,
+    progress: Progress,
+    salvage: Salvage | None = None,
+) -> None:
     """Write one disk of a point into `target`, and finish it; abandon it if anything fails.
 
-    Progress is told in bytes of the disk: what is empty counts as soon as it is passed.
+    Progress is told in bytes of the disk: what is empty counts as soon as it is passed. With `salvage`, what can't
+    be had as it was is noted there and marked in the target, instead of failing.
 
     Raises:
         ObjectMissing, ObjectDamaged: a frame can't be had as it was written.
+        PrunedMeanwhile: the log was pruned since it was read, and this restore took longer than the grace time.
         StoreError, TargetError: reading or writing failed.
     """
     try:
-        _Restore(objects, image, image.disk(disk), target, progress).run()
+        _Restore(objects, image, image.disk(disk), target, progress, salvage).run()
+        _check_really_lost(image, salvage.lost.get(disk, {}) if salvage is not None else {})
         target.finish()
-    except BaseException:
+    except BaseException as err:
         target.abandon()
+        if isinstance(err, ObjectMissing):
+            image.check_in_force(err)
         raise
+
+
+def _check_really_lost(image: PointImage, lost: Mapping[int, Failure]) -> None:
+    """See that what is missing is not missing because it was pruned meanwhile.
+
+    Raises:
+        PrunedMeanwhile: it is.
+    """
+    missing = next((failure for failure in lost.values() if isinstance(failure, ObjectMissing)), None)
+    if missing is not None:
+        image.check_in_force(missing)
 
 
 class _Restore:
     """One run of `restore_disk`."""
 
     def __init__(
-        self, objects: VmObjects, image: PointImage, disk: DiskMeta, target: DiskWriter, progress: Progress
+        self,
+        objects: VmObjects,
+        image: PointImage,
+        disk: DiskMeta,
+        target: DiskWriter,
+        progress: Progress,
+        salvage: Salvage | None,
     ) -> None:
         self._reader = BlockReader(objects, disk)
+        self._salvage = salvage
         self._image = image
         self._disk = disk
         self._target = target
@@ -137,12 +190,28 @@ class _Restore:
                     future.cancel()
 
     def _fetches(self) -> Iterator[Fetch]:
-        for index, window in enumerate(self._image.windows(self._disk.name)):
-            blocks = live_blocks(window)
+        tolerant = self._salvage is not None
+        for index, window in enumerate(self._image.windows(self._disk.name, tolerant=tolerant)):
+            held = np.flatnonzero(window.containers != NOWHERE) + window.first_block
             end = min((window.first_block + len(window.containers)) * BLOCK_SIZE, self._disk.size_bytes)
-            self._progress.advance(end - window.first_block * BLOCK_SIZE - self._plain_bytes(blocks))
-            positions = self._target.place(index, blocks)
-            yield from plan_fetches(window, blocks, positions, self._image.containers)
+            self._progress.advance(end - window.first_block * BLOCK_SIZE - self._plain_bytes(held))
+            positions = self._target.place(index, held)
+            known = window.containers[held - window.first_block] > NOWHERE
+            self._mark_unknown(window, held[~known], positions[~known])
+            yield from plan_fetches(window, held[known], positions[known], self._image.containers)
+
+    def _mark_unknown(self, window: Window, blocks: npt.NDArray[np.int64], positions: Positions) -> None:
+        for block, at in zip(blocks.tolist(), positions.tolist(), strict=True):
+            failure = self._image.failures[UNKNOWN - int(window.containers[block - window.first_block])]
+            self._target.write(at, [self._lost(block, failure)])
+            self._progress.advance(block_length(block, self._disk.size_bytes))
+
+    def _lost(self, block: int, failure: Failure) -> bytes:
+        """What is written for a block that can't be had, if it may be done without."""
+        if self._salvage is None:
+            raise failure
+        self._salvage.note(self._disk.name, block, failure)
+        return lost_mark(self._disk.name, block, block_length(block, self._disk.size_bytes))
 
     def _plain_bytes(self, blocks: npt.NDArray[np.int64]) -> int:
         """The bytes of `blocks` (ascending); only the disk's last block can be short."""
@@ -151,9 +220,12 @@ class _Restore:
         return (len(blocks) - 1) * BLOCK_SIZE + block_length(int(blocks[-1]), self._disk.size_bytes)
 
     def _fetch(self, fetch: Fetch) -> None:
-        opened = self._reader.read(fetch)
+        opened = self._reader.try_read(fetch)
         for start, end in _neighbours(fetch.positions):
-            plain = [block for _, block in islice(opened, end - start)]
+            plain = [
+                self._lost(block, found) if isinstance(found, Exception) else found
+                for block, found in islice(opened, end - start)
+            ]
             self._target.write(int(fetch.positions[start]), plain)
             self._progress.advance(sum(map(len, plain)))
 
@@ -161,10 +233,12 @@ class _Restore:
 class BlockReader:
     """Reads the blocks of one disk of a point, each authenticated. May be used from several threads."""
 
-    def __init__(self, objects: VmObjects, disk: DiskMeta) -> None:
+    def __init__(self, objects: VmObjects, disk: DiskMeta, *, copies: bool = True) -> None:
+        """`copies`: what is damaged is looked for in other frames of the same block."""
         self._objects = objects
         self._disk = disk
         self._binding = disk_binding(objects.repository_id, disk.name)
+        self._copies = Copies(objects) if copies else None
 
     def read(self, fetch: Fetch) -> Iterator[tuple[int, bytes]]:
         """Number and content of the blocks of one request, in its order; each is opened when it is asked for.
@@ -173,20 +247,47 @@ class BlockReader:
             ObjectMissing, ObjectDamaged: a frame can't be had as it was written.
             StoreError: reading failed.
         """
-        data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
-        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id))
+        for block, found in self.try_read(fetch):
+            if isinstance(found, Exception):
+                raise found
+            yield block, found
+
+    def try_read(self, fetch: Fetch) -> Iterator[tuple[int, bytes | Failure]]:
+        """As `read`, but a block that can't be had comes as the error that says why."""
+        data: memoryview | Failure
+        try:
+            data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
+        except (ObjectMissing, ObjectDamaged) as err:
+            data = err
+        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id, fetch.container.generation))
         for block, offset, length in zip(
             fetch.blocks.tolist(), fetch.offsets.tolist(), fetch.lengths.tolist(), strict=True
         ):
-            yield block, self._open(opener, fetch, data, block, offset, length)
+            try:
+                frame = self._frame(fetch, data, offset, length)
+                found: bytes | Failure = self._open(opener, fetch.container, frame, block, offset)
+            except (ObjectMissing, ObjectDamaged) as err:
+                found = self._copy_of(fetch.container, block) or err
+            yield block, found
 
-    def _open(self, opener: FrameOpener, fetch: Fetch, data: memoryview, block: int, offset: int, length: int) -> bytes:
-        start = offset - fetch.start
-        wanted = block_length(block, self._disk.size_bytes)
+    def _copy_of(self, container: Container, block: int) -> bytes | None:
+        if self._copies is None:
+            return None
+        return self._copies.find(container, self._disk.name, block, self._disk.size_bytes)
+
+    def _frame(self, fetch: Fetch, data: memoryview | Failure, offset: int, length: int) -> memoryview:
+        """The bytes of one frame; if the object is too short for the whole request, what it is not too short for."""
+        if isinstance(data, ObjectDamaged):
+            return memoryview(self._objects.store.get_range(fetch.container.name, offset, length))
+        if isinstance(data, Exception):
+            raise data
+        return data[offset - fetch.start : offset - fetch.start + length]
+
+    def _open(self, opener: FrameOpener, container: Container, frame: memoryview, block: int, offset: int) -> bytes:
         try:
-            return opener.open(data[start : start + length], offset, self._binding, block, wanted)
+            return opener.open(frame, offset, self._binding, block, block_length(block, self._disk.size_bytes))
         except Malformed as err:
-            raise ObjectDamaged(key=fetch.container.name, problem=err) from err
+            raise ObjectDamaged(key=container.name, problem=err) from err
 
 
 def _neighbours(positions: Positions) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,7 @@ from drsync.ship import USUAL as SHIP_USUAL
 from drsync.ship import Seeded, ShipLimits
 from drsync.source import Base, BaseDisk, DiskSurvey, Source
 from drsync.spool import VmSpool
+from drsync.store import ObjectStore
 from drsync.stream import Stopped, Streaming
 from drsync.units import GiB, format_duration, format_size
 
@@ -40,6 +41,8 @@ class SeedOptions:
     stream_above_bytes: int = 4 * GiB
     """Disks that are to be read whole, and hold more than this together, are read live."""
     read_pace: Pace = field(default_factory=NoPace)
+    store: ObjectStore | None = None
+    """Where the packs go, if another way than the log's: one with limits of its own."""
     stop: Callable[[], bool] = lambda: False
     """Asked between pieces: True ends the run, to be gone on with another time."""
     limits: ShipLimits = SHIP_USUAL
@@ -222,8 +225,9 @@ class Seed:
         disks = [_survey_of(disk) for disk in state.begun.disks]
         view = source.open_live(self._read_of(state), disks, pace=self._options.read_pace)
         try:
+            store = self._options.store
             Streaming(
-                self._log.objects,
+                self._log.objects if store is None else self._log.objects.through(store),
                 self._journal,
                 view,
                 self._known(state),
@@ -267,7 +271,7 @@ class Seed:
     def _as_segment(self, state: RoundState) -> Segment:
         """The packs as if they were a point's: never stored, just for reading them."""
         names_ = [d.name for d in state.begun.disks]
-        rounds = self._entries(names_)
+        rounds = rounds_of(self._journal, names_)
         kinds = {name: Kind.RESYNC if self._is_below(name) else Kind.FULL for name in names_}
         point = PointMeta(
             capture=state.begun.capture,
@@ -314,51 +318,63 @@ class Seed:
         point = self._newest.meta.point if self._newest is not None else None
         return point is not None and not self._journal.begin.send_all and disk in {d.name for d in point.disks}
 
-    def _entries(self, disks: Sequence[str]) -> list[list[PackEntry]]:
-        """The packs of each round, in the order of a point with these disks; rounds without any are left out."""
-        rounds: list[list[PackEntry]] = []
-        for state in self._journal.rounds:
-            entries = [
-                _entry(stretch, number)
-                for number, disk in enumerate(disks)
-                for stretch in sorted(state.stretches.get(disk, []), key=lambda s: s.first)
-                if stretch.pack is not None
-            ]
-            if entries:
-                rounds.append(entries)
-        return rounds
-
     def seeded(self, disks: Sequence[str]) -> Seeded:
         """What a closing capture of `disks`, in this order, lies over."""
         kinds: dict[str, Kind] = {}
         for name in disks:
             read_whole = self._journal.whole_reason(name) is not None
             kinds[name] = (Kind.RESYNC if read_whole else Kind.INCREMENTAL) if self._is_below(name) else Kind.FULL
-        return Seeded(rounds=self._entries(disks), kinds=kinds, changed_bytes=changed_bytes(self._journal))
+        return Seeded(rounds=rounds_of(self._journal, disks), kinds=kinds, changed_bytes=changed_bytes(self._journal))
 
     def reason(self, disk: str) -> str:
         """Why the disk is not an increment in the seed's point; empty if it is one."""
         return self._journal.whole_reason(disk) or ""
 
     def drop_missing_packs(self) -> dict[str, str]:
-        """See that every pack is in the store, by one listing; what becomes of each disk that lost one, and why."""
-        disks = sorted({name for state in self._journal.rounds for name in state.stretches})
-        wanted = {name: self._journal.packs(name) for name in disks}
-        if not any(wanted.values()):
-            return {}
-        prefix = names.pack_prefix(self._log.vm)
-        sizes = {info.key: info.size_bytes for info in self._log.objects.store.list(prefix)}
-        lost: dict[str, str] = {}
-        for name, stretches in wanted.items():
-            if not all(self._is_there(stretch, sizes) for stretch in stretches):
-                _LOGGER.warning("vm=%s packs of the seed are gone: disk %s is read again", self._log.vm, name)
-                self._journal.append(Drop(disk=name))
-                lost[name] = "packs of the seed are gone"
-        return lost
+        """See that every pack is in the store; what becomes of each disk that lost one, and why."""
+        return drop_missing_packs(self._journal, self._log)
 
-    def _is_there(self, stretch: Stretch, sizes: dict[str, int]) -> bool:
-        pack = stretch.pack
-        return pack is None or sizes.get(names.pack(self._log.vm, bytes.fromhex(pack.object_id))) == pack.length
+
+def rounds_of(journal: Journal, disks: Sequence[str]) -> list[list[PackEntry]]:
+    """The packs of each round, in the order of a point with these disks; rounds without any are left out."""
+    rounds: list[list[PackEntry]] = []
+    for state in journal.rounds:
+        entries = [
+            _entry(stretch, number)
+            for number, disk in enumerate(disks)
+            for stretch in sorted(state.stretches.get(disk, []), key=lambda s: s.first)
+            if stretch.pack is not None
+        ]
+        if entries:
+            rounds.append(entries)
+    return rounds
+
+
+def drop_missing_packs(journal: Journal, log: Log) -> dict[str, str]:
+    """See that every pack of a journal is in the store, by one listing; the disks that lost one, and why that is.
+
+    What was read of such a disk does not count any more: it is to be read again.
+    """
+    disks = sorted({name for state in journal.rounds for name in state.stretches})
+    wanted = {name: journal.packs(name) for name in disks}
+    if not any(wanted.values()):
+        return {}
+    prefix = names.pack_prefix(log.vm)
+    retired = {names.pack(log.vm, object_id) for object_id in log.horizon().retired_ids}
+    listed = log.objects.store.list(prefix)
+    sizes = {info.key: info.size_bytes for info in listed if info.key not in retired}  # those are as good as gone
+    lost: dict[str, str] = {}
+    for name, stretches in wanted.items():
+        if not all(_is_there(log.vm, stretch, sizes) for stretch in stretches):
+            _LOGGER.warning("vm=%s packs that were sent are gone: disk %s is read again", log.vm, name)
+            journal.append(Drop(disk=name))
+            lost[name] = "packs of the seed are gone"
+    return lost
+
+
+def _is_there(vm: str, stretch: Stretch, sizes: Mapping[str, int]) -> bool:
+    pack = stretch.pack
+    return pack is None or sizes.get(names.pack(vm, bytes.fromhex(pack.object_id))) == pack.length
 
 
 def _base_of(capture: CaptureId, sizes: Mapping[str, int], definition: Mapping[str, object]) -> Base:

@@ -178,6 +178,28 @@ def ship(
     return _Shipment(capture, disks, writer, before, progress, limits, seeded).run()
 
 
+def commit_rounds(writer: LogWriter, point: PointMeta, rounds: Sequence[Sequence[PackEntry]]) -> Segment:
+    """Commit a point whose blocks are all in packs that were sent before; the committed segment.
+
+    Whoever calls has just seen that every pack is there (docs/format.md, F18).
+
+    Raises:
+        Fenced, PointUnwritable, StoreError: as `ship`.
+    """
+    objects = writer.log.objects
+    header = objects.new_header("segment", writer.next_seq)
+    entries = list(chain.from_iterable(rounds))
+    meta = writer.meta(point, len(entries), [], rounds=[len(round_) for round_ in rounds])
+    index = encode_segment(meta, pack_table(entries), [])
+    buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
+    try:
+        decode_segment(index, seal.FRAMES_START)  # what no reader would take must not be committed
+        sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+    except Malformed as err:
+        raise PointUnwritable(vm=objects.vm, problem=err) from err
+    return writer.append(buffer, sealed)
+
+
 def _kind(disk: SpooledDisk, before: PointImage | None) -> Kind:
     if not disk.full:
         return Kind.INCREMENTAL

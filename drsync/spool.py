@@ -5,6 +5,7 @@
     <spool>/<vm>/lock                       held while a process captures this VM
     <spool>/<vm>/state.json                 what this host knows of the VM's log
     <spool>/<vm>/seed.journal               what was sent of a VM that is being seeded (journal.py)
+    <spool>/<vm>/failback.journal           what was sent of an instance that goes home (recovery/failback)
     <spool>/<vm>/.live/                     the socket through which its disks are read meanwhile
     <spool>/<vm>/held.json                  a guest is held still: let it go (hold.py)
     <spool>/<vm>/preflight.json             whether its newest checked point would boot elsewhere (preflight/report.py)
@@ -102,6 +103,8 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
 
     wrote_seq: int = 0
     """The newest segment that this spool wrote; 0 = it never wrote this VM."""
+    horizon: int = 0
+    """The number of the newest horizon that this spool knows of; 0 = none."""
     fenced_by: str = ""
     """The writer that took the VM over; empty if none did."""
     checked_at: str = ""

@@ -104,8 +104,12 @@ class Streaming:
         progress: Progress,
         stop: Callable[[], bool],
         limits: ShipLimits = USUAL,
+        step: str = "seed",
     ) -> None:
-        """`known` is what the point before and the packs of the journal come to; None if nothing is compared."""
+        """`known` is what the point before and the packs of the journal come to; None if nothing is compared.
+
+        `step` is what progress is told under.
+        """
         self._objects = objects
         self._journal = journal
         self._view = view
@@ -113,6 +117,7 @@ class Streaming:
         self._progress = progress
         self._stop = stop
         self._limits = limits
+        self._step = step
         self._failed = threading.Event()
         self._cause: BaseException | None = None
         """What the first worker failed with; the others are stopped by it."""
@@ -124,7 +129,7 @@ class Streaming:
             Stopped: it was asked to; what is in the journal needs not be done again.
             SourceError, StoreError, SpoolError: likewise.
         """
-        self._progress.start("seed", max(0, state.total_bytes - state.read_bytes))
+        self._progress.start(self._step, max(0, state.total_bytes - state.read_bytes))
         benches: queue.SimpleQueue[_Bench] = queue.SimpleQueue()
         made = [_Bench(self._view, self._limits) for _ in range(self._limits.workers)]
         for bench in made:

@@ -4,7 +4,7 @@
     python3 recover.py REPOSITORY VM DISK OUTPUT --key FILE [--point N]
 
 REPOSITORY is the directory of a file:// repository, or a copy of a bucket (aws s3 sync s3://BUCKET/PREFIX DIRECTORY).
-FILE holds the key file's line or the recovery key; "-" reads it from stdin. OUTPUT becomes a sparse raw image.
+FILE is a key file, or holds the recovery key or a passphrase; "-" is stdin. OUTPUT becomes a sparse raw image.
 Needs: python3 -m pip install cryptography zstandard. Memory: 16 MiB for each TiB of the disk, and an index.
 What is missing, changed or cannot be told for sure is refused (exit status 1), and no OUTPUT is left.
 """
@@ -19,15 +19,19 @@ import os
 import re
 import struct
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 BLOCK, MIB = 65536, 1024 * 1024
 MAGIC, FOOTER = b"DRSYNC1\n", struct.Struct("<IIQ32s8s")
@@ -64,7 +68,7 @@ def small_json(path: Path, limit: int = 64 * 1024) -> Any:
 
 def unzip(packed: bytes, limit: int) -> bytes:  # F10
     size = zstandard.frame_content_size(packed)
-    need(0 <= size <= limit, f"it would take {size} bytes")
+    need(0 < size <= limit, f"it would take {size} bytes")  # 0 is what a frame to skip claims, of any size
     return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
 
 
@@ -72,19 +76,85 @@ def derive(key: bytes, salt: bytes, info: bytes) -> bytes:  # "Keys"
     return HKDF(SHA256(), 32, salt, info).derive(key)
 
 
-def root_key(text: str, repository: Path, identifier: bytes) -> bytes:
-    if text.strip().startswith("drsync-root-key:"):
-        return bytes.fromhex(text.strip().removeprefix("drsync-root-key:"))
-    raw = base64.b32decode("".join(text.split()).replace("-", "").upper().replace("0", "O").replace("1", "I"))
+def vm_keys(text: str, path: Path, identifier: bytes, vm: str, key_check: str) -> list[bytes]:
+    """A VM's keys, one a generation, from what somebody has ("Key file", "Recovery key", "Key ring")."""
+    lines = [line.strip().split(":") for line in text.splitlines()]
+    if lines and lines[0][0] == "drsync-host-key":
+        need(lines[0][1] == identifier.hex(), "it is not this repository's")
+        mine = [line for line in lines if line[:2] == ["drsync-vm-key", vm]]
+        need(bool(mine), f"it has no key of VM {vm}")
+        return [bytes.fromhex(line[3]) for line in mine]
+    if lines and lines[0][0] == "drsync-root-key":
+        roots = [bytes.fromhex(line[1 if n == 0 else 2]) for n, line in enumerate(lines)]
+    else:
+        roots = root_keys(text, path, identifier)
+    check = derive(roots[0], identifier, b"drsync key check")[:16].hex()
+    need(check == key_check, "it is not this repository's")  # F5
+    return [derive(root, identifier, b"drsync vm\0" + vm.encode()) for root in roots]
+
+
+def root_keys(text: str, path: Path, identifier: bytes) -> list[bytes]:
+    """The root keys, by the recovery key or a passphrase."""
+    recovery = recovery_secret(text)
+    rings = sorted((path / "keys").glob(f"ring-{identifier.hex()}-*.json"))
+    if rings:
+        with reading(rings[-1]):
+            return open_ring(rings[-1], identifier, text, recovery)
+    need(recovery is not None, "it is neither a key file nor a recovery key")
+    slot = base64.b64decode(small_json(path / f"keys/recovery-{identifier.hex()}.json")["wrapped"])
+    wrapping_key = AESGCM(derive(recovery or b"", identifier, b"drsync recovery slot"))
+    return [wrapping_key.decrypt(slot[:12], slot[12:], b"drsync root key")]
+
+
+def recovery_secret(text: str) -> bytes | None:
+    digits = "".join(text.split()).replace("-", "").upper().replace("0", "O").replace("1", "I")
+    if not re.fullmatch("[A-Z2-7]{56}", digits):
+        return None
+    raw = base64.b32decode(digits)
     check = hashlib.sha256(b"drsync recovery key" + raw[:32]).digest()[:3]
-    need(len(raw) == 35 and raw[32:] == check, "the recovery key has a typing error")
-    slot = base64.b64decode(small_json(repository / f"keys/recovery-{identifier.hex()}.json")["wrapped"])
-    wrapping_key = AESGCM(derive(raw[:32], identifier, b"drsync recovery slot"))
-    return wrapping_key.decrypt(slot[:12], slot[12:], b"drsync root key")
+    need(raw[32:] == check, "the recovery key has a typing error")
+    return raw[:32]
+
+
+def open_ring(path: Path, identifier: bytes, text: str, recovery: bytes | None) -> list[bytes]:
+    """The root keys in a key ring, by the first slot that takes what was given (F45, F46)."""
+    raw = path.read_bytes()[: 128 * 1024]
+    clear, _, sealed = raw.partition(b"\n")
+    ring = json.loads(clear)
+    said = (ring["format"], ring["repository"], f"{ring['number']:016x}")
+    need(said == (1, identifier.hex(), path.stem[-16:]), "it is not what its name says")
+    for slot in ring["slots"]:
+        secret = slot_secret(slot, text, recovery)
+        if secret is None:
+            continue
+        private = X25519PrivateKey.from_private_bytes(derive(secret, identifier, b"drsync slot key"))
+        if private.public_key().public_bytes_raw().hex() != slot["public"]:
+            continue
+        info = b"drsync slot\0" + identifier + struct.pack("<Q", ring["number"]) + slot["name"].encode()
+        suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+        ring_key = suite.decrypt(base64.b64decode(slot["wrapped"]), private, info=info)
+        cipher = AESGCM(derive(ring_key, identifier, b"drsync key ring"))
+        kept = json.loads(cipher.decrypt(bytes(12), base64.b64decode(sealed), clear))
+        proof = derive(secret, identifier, b"drsync slot proof" + bytes.fromhex(kept["authority"]))
+        need(proof.hex() == slot["proof"], "it was made by somebody who had none of its slots")
+        return [bytes.fromhex(root) for root in kept["roots"]]
+    raise Refused("none of its slots takes this key or passphrase")
+
+
+def slot_secret(slot: dict[str, Any], text: str, recovery: bytes | None) -> bytes | None:
+    if slot["kind"] == "recovery":
+        return recovery
+    if slot["kind"] != "passphrase" or recovery is not None:
+        return None
+    cost = {"r": 8, "p": 1, "log2_n": 17, **slot["scrypt"]}
+    need(10 <= cost["log2_n"] <= 20 and 1 <= cost["r"] <= 16 and 1 <= cost["p"] <= 4, "its scrypt is out of bounds")
+    need(128 * cost["r"] << cost["log2_n"] <= 1 << 30, "its scrypt is out of bounds")  # F47
+    scrypt = Scrypt(salt=bytes.fromhex(cost["salt"]), length=32, n=1 << cost["log2_n"], r=cost["r"], p=cost["p"])
+    return scrypt.derive(unicodedata.normalize("NFC", text.rstrip("\r\n")).encode())
 
 
 class Repository:
-    """A repository, and the key of one VM in it."""
+    """A repository, and the keys of one VM in it."""
 
     def __init__(self, path: Path, vm: str, key_text: str) -> None:
         need(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", vm) is not None, f"no VM has the name {vm!r}")  # F2
@@ -95,15 +165,21 @@ class Repository:
             need(known, "it needs a newer program")  # F4
             self.id = bytes.fromhex(record["id"])
         with reading("the key"):
-            root = root_key(key_text, path, self.id)
-            check = derive(root, self.id, b"drsync key check")[:16].hex()
-            need(check == record["key_check"], "it is not this repository's")  # F5
-        self.vm_key = derive(root, self.id, b"drsync vm\0" + vm.encode())
+            self.vm_keys = vm_keys(key_text, path, self.id, vm, record["key_check"])
+
+    def vm_key(self, generation: int) -> bytes:
+        has = len(self.vm_keys)
+        need(1 <= generation <= has, f"it is under the key of generation {generation}; what was given has {has}")
+        return self.vm_keys[generation - 1]
+
+    def numbers(self, folder: str) -> list[int]:
+        """The numbers of the segments or horizons that are there, in order."""
+        names = [path.name for path in (self.path / f"vm/{self.vm}/{folder}").glob("*")]
+        return sorted(int(name, 16) for name in names if re.fullmatch("[0-9a-f]{16}", name))
 
     def newest(self) -> int:
         """The number of the newest segment, which must not be older than what the hosts know of (F16)."""
-        log = (self.path / f"vm/{self.vm}/log").glob("*")
-        newest = max((int(p.name, 16) for p in log if re.fullmatch("[0-9a-f]{16}", p.name)), default=0)
+        newest = max(self.numbers("log"), default=0)
         for path in (self.path / "host").glob("*.json"):
             try:
                 with reading(path):
@@ -115,14 +191,15 @@ class Repository:
         return newest
 
     def heartbeat(self, path: Path) -> int:
-        raw = base64.b64decode(small_json(path, 16 * MIB)["vms"][self.vm])
+        generation, _, sealed = small_json(path, 16 * MIB)["vms"][self.vm].rpartition(":")
+        raw = base64.b64decode(sealed)
         bound = b"drsync heartbeat\0" + self.id + self.vm.encode()
-        key = AESGCM(derive(self.vm_key, b"", b"drsync heartbeat"))
+        key = AESGCM(derive(self.vm_key(int(generation or 1)), b"", b"drsync heartbeat"))
         return int(json.loads(key.decrypt(raw[:12], raw[12:], bound))["seq"])
 
 
 class Sealed:
-    """A segment or pack whose index has been authenticated ("Objects"), and is taken apart column by column."""
+    """A segment, pack or horizon whose index has been authenticated ("Objects"), and is taken apart by columns."""
 
     def __init__(self, repository: Repository, name: str, kind: str, seq: int) -> None:  # F7, F8, F9
         self.path = repository.path / name
@@ -140,11 +217,13 @@ class Sealed:
         object_id = bytes.fromhex(header["object"])
         said = (header["kind"], header["repository"], header["vm"], header["seq"], header["format"], len(object_id))
         need(said == (kind, repository.id.hex(), repository.vm, seq, 1, 16), "it is not what its name says")
-        need(kind == "segment" or name.endswith(object_id.hex()), "it is another pack than its name says")
-        index_key = AESGCM(derive(repository.vm_key, object_id, b"drsync index"))
+        need(kind in ("segment", "horizon") or name.endswith(object_id.hex()), "it is another than its name says")
+        self.generation = header.get("generation", 1)
+        vm_key = repository.vm_key(self.generation)
+        index_key = AESGCM(derive(vm_key, object_id, b"drsync index"))
         self.rest = memoryview(unzip(index_key.decrypt(bytes(12), sealed, head), 64 * MIB))
         self.index_sha256 = hashlib.sha256(sealed).digest()
-        self.frame_key = AESGCM(derive(repository.vm_key, object_id, b"drsync frame"))
+        self.frame_key = AESGCM(derive(vm_key, object_id, b"drsync frame"))
         self.meta = json.loads(bytes(self.take(int.from_bytes(self.take(4), "little"))))
 
     def take(self, size: int) -> memoryview:
@@ -159,14 +238,16 @@ class Sealed:
             column.byteswap()
         return column.tolist()
 
-    def pack_table(self) -> list[tuple[str, int, bytes]]:
-        """Object id, length and hash of the index of each pack that a segment lists."""
+    def column(self, width: int, count: int) -> list[bytes]:
+        taken = self.take(width * count)
+        return [bytes(taken[width * n : width * (n + 1)]) for n in range(count)]
+
+    def pack_table(self) -> list[tuple[str, int, bytes, int, int]]:
+        """Object id, length and hash of the index of each pack that a segment lists, and what it can hold."""
         count = self.meta["packs"]
-        ids, lengths, hashes = self.take(16 * count), self.numbers("Q", count), self.take(32 * count)
-        self.take(16 * count)  # what each can hold: for choosing, and here all are read
-        return [
-            (ids[16 * n : 16 * n + 16].hex(), lengths[n], bytes(hashes[32 * n : 32 * n + 32])) for n in range(count)
-        ]
+        ids, lengths, hashes = self.column(16, count), self.numbers("Q", count), self.column(32, count)
+        first, last = self.numbers("Q", count), self.numbers("Q", count)
+        return [(ids[n].hex(), lengths[n], hashes[n], first[n], last[n]) for n in range(count)]
 
     def rows(self, point: Point) -> dict[str, Rows]:
         """What it holds of each disk, which must fit the point (F7, F13)."""
@@ -191,6 +272,37 @@ class Sealed:
         return found
 
 
+class Horizon:
+    """What was pruned ("Horizon"): which points survive, and the merged segments that stand in the holes of the log."""
+
+    def __init__(self, repository: Repository) -> None:
+        numbers = repository.numbers("horizon")
+        need(numbers == [*range(1, len(numbers) + 1)], "a horizon is missing")  # F30
+        self.through, self.segment = 0, ""
+        self.survivors: dict[int, bytes] = {}
+        self.holes: dict[int, tuple[int, str, bytes, bytes]] = {}  # by the last segment: first, name and two hashes
+        if not numbers:
+            return
+        with reading(name := f"vm/{repository.vm}/horizon/{numbers[-1]:016x}"):
+            found = Sealed(repository, name, "horizon", numbers[-1])
+            need(found.meta["number"] == numbers[-1], "it is of another number")
+            self.through, self.segment = found.meta["through"], found.meta["segment"]
+            points, holes = found.meta["points"], found.meta["merged"]
+            self.survivors = dict(zip(found.numbers("Q", points), found.column(32, points), strict=True))
+            firsts, lasts, ids = found.numbers("Q", holes), found.numbers("Q", holes), found.column(16, holes)
+            hashes, ends = found.column(32, holes), found.column(32, holes)
+            for n, last in enumerate(lasts):
+                need((lasts[n - 1] if n else 0) < firsts[n] <= last < self.through, "its holes are not in order")
+                merged = f"vm/{repository.vm}/merged/{last:016x}-{ids[n].hex()}"
+                self.holes[last] = firsts[n], merged, hashes[n], ends[n]
+
+    def check(self, seq: int, index_sha256: bytes) -> None:
+        """A segment must be the one that the horizon knows (F32)."""
+        known = self.survivors.get(seq, index_sha256)
+        need(known == index_sha256, "it is another segment than the horizon knows")
+        need(seq != self.through or index_sha256.hex() == self.segment, "it is not the newest that the horizon knows")
+
+
 class Recovery:
     """One disk of one point on its way into a file ("Reading a point"): from the newest segment back."""
 
@@ -198,25 +310,35 @@ class Recovery:
         self.repository, self.disk, self.output = repository, disk, output
         self.complete = False  # its full has been read: what is older says nothing
 
-    def run(self, last: int, *, exactly: bool) -> int:
-        """Write the disk as segment `last` left it; the number of the point that this is."""
-        follows, above, found = "", Point(disks=[]), 0
-        for seq in range(last, 0, -1):
-            with reading(name := f"vm/{self.repository.vm}/log/{seq:016x}"):
-                segment = Sealed(self.repository, name, "segment", seq)
+    def run(self, last: int, *, exactly: bool, begin: int = 1) -> int:
+        """Write the disk as segment `last` left it, from segment `begin` on; the number of the point that this is."""
+        horizon = Horizon(self.repository)
+        need(last > horizon.through or last in horizon.survivors, f"point {last} was pruned, or is none")  # F31
+        need(
+            exactly or last >= horizon.through, f"segment {horizon.through} is missing, which the horizon knows"
+        )  # F16
+        follows, above, found, seq, generation = "", Point(disks=[]), 0, last, sys.maxsize
+        while seq >= begin:
+            first, name, merged, ends = horizon.holes.get(seq, (seq, "", b"", b""))
+            with reading(name := name or f"vm/{self.repository.vm}/log/{seq:016x}"):
+                segment = Sealed(self.repository, name, "merged" if merged else "segment", seq)
                 point = segment.meta["point"] or Point(disks=[])
                 need(segment.meta["seq"] == seq, "it is of another number")
-                need(follows == segment.index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
-                follows = segment.meta["previous"]
+                need(not merged or segment.index_sha256 == merged, "it is not the one that the horizon names")  # F33
+                index_sha256 = ends or segment.index_sha256
+                horizon.check(seq, index_sha256)
+                need(follows == index_sha256.hex() or seq == last, "the next one does not follow it")  # F12
+                need(segment.generation <= generation, "the next one is under an older key")  # F48
+                follows, seq, generation = segment.meta["previous"], first - 1, segment.generation
                 if not found and (segment.meta["point"] is not None or exactly):
                     self.begin(point)
-                    found = seq
+                    found = segment.meta["seq"]
                 self.read(segment, point)
                 if segment.meta["point"] is not None:
                     check_follows(above, point)
                     above = point
         with reading("the first segment"):
-            need(follows == "" and found > 0, "it follows another one, or there is no point")
+            need((follows == "" or begin > 1) and found > 0, "it follows another one, or there is no point")
             check_follows(above, Point(disks=[]))
         return found
 
@@ -238,7 +360,10 @@ class Recovery:
         disk = disks[self.disk]
         self.limit = min(self.limit, -(-disk["size_bytes"] // BLOCK))
         self.lay(segment, own)
-        for object_id, length, index_sha256 in reversed(packs):
+        low = [*disks].index(self.disk) << 32
+        for object_id, length, index_sha256, begin, end in reversed(packs):
+            if all(self.settled[max(0, begin - low) : max(0, min(end - low + 1, self.limit))]):
+                continue  # what it can hold is settled: it may as well be lost (F52)
             with reading(name := f"vm/{self.repository.vm}/pack/{object_id}"):
                 pack = Sealed(self.repository, name, "pack", 0)
                 need((pack.length, pack.index_sha256) == (length, index_sha256), "it is not the one listed")  # F14
@@ -277,14 +402,15 @@ def check_follows(after: Point, before: Point) -> None:
 def recover(options: argparse.Namespace) -> int:
     """Restore what the options say; the number of the point."""
     need(not os.path.lexists(options.output), f"{options.output} exists already")
-    key_text = sys.stdin.read(1024) if options.key == "-" else Path(options.key).read_text()
+    key_text = sys.stdin.read(4 * MIB) if options.key == "-" else Path(options.key).read_text()
     repository = Repository(options.repository, options.vm, key_text)
     last: int = repository.newest() if options.point is None else options.point
-    need(last > 0, "points are numbered from 1")
+    need(last >= options.begin > 0, "points are numbered from 1")
     partial = options.output.with_name(options.output.name + ".partial")
     output = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        point = Recovery(repository, options.disk, output).run(last, exactly=options.point is not None)
+        recovery = Recovery(repository, options.disk, output)
+        point = recovery.run(last, exactly=options.point is not None, begin=options.begin)
         os.fsync(output)
         partial.rename(options.output)  # F17
     except BaseException:
@@ -301,8 +427,10 @@ def main() -> None:
     parser.add_argument("vm")
     parser.add_argument("disk")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--key", required=True, help="file with the key file's line or the recovery key; - for stdin")
+    parser.add_argument("--key", required=True, help="file with keys, recovery key or passphrase; - for stdin")
     parser.add_argument("--point", type=int, help="number of the point; the newest if left out")
+    begin = "number of a point with all disks in full: what lies before it is not looked at, since it is damaged (F54)"
+    parser.add_argument("--from", type=int, default=1, dest="begin", help=begin)
     options = parser.parse_args()
     try:
         point = recover(options)

@@ -1,12 +1,16 @@
 """A VM in a repository, and what its restore to EC2 has made in LocalStack."""
 
+import http.client
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from command_line import Cli
 from drsync_localstack import volume_files
@@ -65,11 +69,11 @@ def start(cli: Cli, *words: str) -> "subprocess.Popen[str]":
     )
 
 
-def killed_when(cloud: Cloud, operation: str, cli: Cli, *words: str) -> None:
-    """Run a command, and kill -9 it in the middle of an operation that a fault holds up."""
+def killed_when(cloud: Cloud, operation: str, cli: Cli, *words: str, count: int = 1) -> None:
+    """Run a command, and kill -9 it in the middle of an operation that a fault holds up, the `count`th time."""
     process = start(cli, *words)
     try:
-        wait_for(lambda: cloud.fired().get(operation, 0) or process.poll() is not None, bool, 60)
+        wait_for(lambda: cloud.fired().get(operation, 0) >= count or process.poll() is not None, bool, 60)
         assert process.poll() is None, process.communicate()[0]
     finally:
         process.send_signal(signal.SIGKILL)
@@ -115,6 +119,16 @@ class Made:
         ]
         (volume,) = self.cloud.ec2.describe_volumes(Filters=filters)["Volumes"]
         return volume
+
+    def write(self, instance_id: str, disk: str, blocks: Mapping[int, bytes]) -> None:
+        """Write blocks of 512 KiB of an instance's disk, as its guest would."""
+        body = b"".join(struct.pack(">Q", index) + data for index, data in blocks.items())
+        volume_id = self.volume_of(instance_id, disk)["VolumeId"]
+        parts = urlsplit(self.cloud.endpoint_url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        connection.request("PUT", f"/_drsync/volumes/{volume_id}/blocks", body)
+        assert json.loads(connection.getresponse().read()) == {"written": len(blocks)}
+        connection.close()
 
     def content_of(self, instance_id: str, disk: str, place: Path) -> OracleDisk:
         """What an instance's disk holds."""

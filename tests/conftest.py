@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import figures
+import mutants
 import pytest
+import rules
 from ec2_lab import Cloud, connect
-from hypothesis import settings
+from hypothesis import Phase, settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
+from soak import SEED, SOAK
 
 from drsync.target.ec2.aws import Aws, Call, CloudOptions
 
@@ -23,10 +27,64 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it f
 
 settings.register_profile("dev", max_examples=25, deadline=None)  # no deadline: machines are shared
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+settings.register_profile(
+    "mutants", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], database=None
+)
+settings.register_profile("soak", settings.get_profile("dev"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "dev"))
 
+_SEED = pytest.StashKey[int]()
 GIVEN_LOCALSTACK = os.environ.get("DRSYNC_TEST_LOCALSTACK", "")
 """The endpoint of one to use instead of starting one; read before clean_environ removes it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of these tests."""
+    group = parser.getgroup("drsync")
+    group.addoption("--seed", type=int, help="what random histories begin with: the same one plays the same again")
+    group.addoption("--rule", type=int, action="append", help="only the tests of this rule (docs/reliability.md)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for the whole run, given or drawn."""
+    given = config.getoption("--seed")
+    config.stash[_SEED] = int(SEED or secrets.randbelow(2**31)) if given is None else given
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """What plays this run's random histories again."""
+    return f"seed: --seed {config.stash[_SEED]}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests are marked with the rules that they prove; `--rule N` keeps those of one of these."""
+    wanted = set(config.getoption("--rule") or [])
+    kept: list[pytest.Item] = []
+    for item in items:
+        proved = rules.rules_of(item.nodeid)
+        for number in proved:
+            item.add_marker(pytest.mark.rule(number))
+        if wanted & set(proved):
+            kept.append(item)
+    if wanted:
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The figures of this run."""
+    terminalreporter.section("figures")
+    for title, number in figures.counted().items():
+        terminalreporter.write_line(f"{number:>15,}  {title}")
+    killed, made = mutants.recorded()
+    terminalreporter.write_line(f"{killed:>15,}  mutants killed, of {made} (tests/mutants.sh, recorded)")
+    terminalreporter.write_line(f"seed: --seed {config.stash[_SEED]}")
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """What random histories begin with."""
+    return request.config.stash[_SEED]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
+from figures import count
+
 When = Literal["before", "after"]
 WHENS: Final[tuple[When, ...]] = ("before", "after")
 READS_ONLY: Final = frozenset({"layer_path", "used_bytes", "state", "held", "is_running"})
@@ -38,14 +40,19 @@ class Bomb:
             self._calls += 1
             due = self._calls == self._step
             if due and self._when == "before":
-                self.fired_at = name
+                self._fire(name)
             if self.fired_at:
                 raise Crash(name)
-        result = call()
-        if due:
-            self.fired_at = name
-            raise Crash(name)
-        return result
+        try:
+            return call()
+        finally:
+            if due:  # also if it raises, as a read of what is not there does
+                self._fire(name)
+                raise Crash(name)
+
+    def _fire(self, name: str) -> None:
+        self.fired_at = name
+        count("crashes")
 
 
 class Mined:

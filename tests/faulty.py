@@ -12,14 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from types import TracebackType
 from typing import Literal, Self
 
-from drsync.errors import StoreUnavailable
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from figures import count
 
-Method = Literal["create", "replace", "get", "get_range", "get_tail", "list"]
+from drsync.errors import StoreUnavailable
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
+
+Method = Literal["create", "replace", "get", "get_range", "get_tail", "list", "delete"]
 
 
 class Effect(Enum):
@@ -27,7 +30,7 @@ class Effect(Enum):
 
     REFUSED = "raised before the store is reached"
     REPLY_LOST = "raised after the store has done it; a listing, after its first `at` keys"
-    CUT = "only the first `at` bytes are stored, or come back"
+    CUT = "only the first `at` bytes are stored, or come back; a listing ends behind its first `at` keys"
     CORRUPT = "bit 0 of byte `at` is changed when it is stored, or comes back"
 
 
@@ -97,11 +100,32 @@ class FaultyStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         fault = self._due("list", prefix)
-        for count, info in enumerate(self._inner.list(prefix, after=after)):
-            if fault is not None and count == fault.at:
+        for number, info in enumerate(self._inner.list(prefix, after=after)):
+            if fault is not None and number == fault.at:
                 _lose_reply(fault)
+                if fault.effect is Effect.CUT:
+                    return
             yield info
         _lose_reply(fault)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        fault = self._due("list", prefix)
+        yield from self._inner.folders(prefix)
+        _lose_reply(fault)
+
+    def now(self) -> datetime:
+        return self._inner.now()
+
+    def delete(self, key: str) -> None:
+        fault = self._due("delete", key)
+        self._inner.delete(key)
+        _lose_reply(fault)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._inner.unfinished()
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._inner.abandon(unfinished)
 
     def _due(self, method: Method, key: str) -> Fault | None:
         """Count a call; the fault that is due at it, if it is not of the kind that is raised at once."""
@@ -125,6 +149,7 @@ class FaultyStore:
     ) -> None:
         if error is None:
             assert self.not_fired == [], f"these faults never happened: {self.not_fired}"
+            count("faults injected and survived", len(self._faults))
 
 
 def _lose_reply(fault: Fault | None) -> None:

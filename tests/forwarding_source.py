@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from drsync.model import CaptureId, Pace, Progress
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 
 
 class ForwardingSource:
@@ -43,6 +43,7 @@ class ForwardingSource:
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         return self.inner.capture(
             capture,
@@ -53,6 +54,7 @@ class ForwardingSource:
             keep_free_bytes=keep_free_bytes,
             progress=progress,
             instant=instant,
+            pace=pace,
         )
 
     def is_running(self) -> bool:

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from s3_lab import ROOT
@@ -40,8 +41,8 @@ def refused(document: Mapping[str, Any], calls: Sequence[Call], tags: Mapping[st
 
 
 def _matches(statement: Mapping[str, Any], asked: Asked) -> bool:
-    known = {"Sid", "Effect", "Action", "Resource", "Condition"}
-    if statement.keys() - known:
+    known = {"Sid", "Effect", "Action", "Resource", "Condition", "Principal"}
+    if statement.keys() - known or statement.get("Principal", "*") != "*":
         raise NotImplementedError(f"elements {statement.keys() - known}")
     actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
     return (
@@ -66,6 +67,10 @@ def _holds(operator: str, key: str, values: Sequence[str], context: Mapping[str,
             return value is not None and value in values
         case "StringLike":
             return value is not None and any(_like(one, value) for one in values)
+        case "Bool":
+            return value is not None and value.lower() in values
+        case "NumericGreaterThan":
+            return value is not None and any(float(value) > float(one) for one in values)
     raise NotImplementedError(operator)
 
 
@@ -112,12 +117,21 @@ def _operation(method: str) -> str:
 
 S3_BUCKET = {
     "CreateBucket": "s3:CreateBucket",
+    "DeleteBucket": "s3:DeleteBucket",
+    "DeleteBucketLifecycle": "s3:PutLifecycleConfiguration",
+    "DeleteBucketPolicy": "s3:DeleteBucketPolicy",
     "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
     "GetBucketLocation": "s3:GetBucketLocation",
+    "GetBucketVersioning": "s3:GetBucketVersioning",
+    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
     "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
     "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListObjectVersions": "s3:ListBucketVersions",
     "ListObjectsV2": "s3:ListBucket",
     "PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "PutBucketPolicy": "s3:PutBucketPolicy",
+    "PutBucketVersioning": "s3:PutBucketVersioning",
+    "PutObjectLockConfiguration": "s3:PutBucketObjectLockConfiguration",
     "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
 }
 S3_OBJECT = {
@@ -125,10 +139,14 @@ S3_OBJECT = {
     "CompleteMultipartUpload": "s3:PutObject",
     "CreateMultipartUpload": "s3:PutObject",
     "DeleteObject": "s3:DeleteObject",
+    "CopyObject": "s3:PutObject",
     "GetObject": "s3:GetObject",
+    "GetObjectRetention": "s3:GetObjectRetention",
     "HeadObject": "s3:GetObject",
     "ListParts": "s3:ListMultipartUploadParts",
     "PutObject": "s3:PutObject",
+    "PutObjectLegalHold": "s3:PutObjectLegalHold",
+    "PutObjectRetention": "s3:PutObjectRetention",
     "UploadPart": "s3:PutObject",
 }
 """Of S3's operations: the action, which is not always called as the operation."""
@@ -165,11 +183,32 @@ def _s3(call: Call, _tags: Mapping[str, str]) -> Iterator[Asked]:
         context = {"s3:prefix": call.parameters["Prefix"]} if "Prefix" in call.parameters else {}
         yield Asked(action=S3_BUCKET[call.operation], resource=bucket, context=context)
         return
+    if call.operation == "DeleteObjects":  # each as if it were asked for alone
+        for one in call.parameters["Delete"]["Objects"]:
+            yield from _s3(Call("s3", "DeleteObject", call.parameters | one), _tags)
+        return
     context = {"s3:if-none-match": call.parameters["IfNoneMatch"]} if "IfNoneMatch" in call.parameters else {}
     resource = f"{bucket}/{call.parameters['Key']}"
-    yield Asked(action=S3_OBJECT[call.operation], resource=resource, context=context)
+    action = S3_OBJECT[call.operation]
+    if "VersionId" in call.parameters and action in ("s3:GetObject", "s3:DeleteObject"):
+        action += "Version"
+    lock = _lock_of(call)
+    yield Asked(action=action, resource=resource, context=context | lock)
+    if lock and call.operation == "PutObject":
+        yield Asked(action="s3:PutObjectRetention", resource=resource, context=lock)
+    if call.parameters.get("BypassGovernanceRetention"):
+        yield Asked(action="s3:BypassGovernanceRetention", resource=resource)
     if call.operation in ("GetObject", "HeadObject"):  # else what is not there is a 403
         yield Asked(action="s3:ListBucket", resource=bucket)
+
+
+def _lock_of(call: Call) -> dict[str, str]:
+    """The context key of a request that locks an object: for how many days from now."""
+    until = call.parameters.get("ObjectLockRetainUntilDate") or call.parameters.get("Retention", {}).get(
+        "RetainUntilDate"
+    )
+    days = None if until is None else (until - datetime.now(UTC)).total_seconds() / 86400
+    return {} if days is None else {"s3:object-lock-remaining-retention-days": f"{days:.6f}"}
 
 
 def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
@@ -183,15 +222,8 @@ def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
         yield from _tagging(call)
         role = f"arn:aws:iam::{ACCOUNT}:role/{call.parameters['RoleName']}"
         yield Asked(action="iam:PassRole", resource=role, context={"iam:PassedToService": "vmie.amazonaws.com"})
-    elif call.operation == "RunInstances":
-        for kind in LAUNCHED:
-            yield Asked(action=action, resource=_arn(f"{kind}/x-1"), context=_of(tags))
-        for kind in MADE_BY_LAUNCH:
-            yield Asked(action=action, resource=_arn(f"{kind}/new"), context=_requested(call, kind))
-        yield from _tagging(call)
-    elif call.operation == "RegisterImage":
-        yield Asked(action=action, resource=_arn("image/new"), context=_requested(call, "image"))
-        yield Asked(action=action, resource=_arn("snapshot/snap-1"), context=_of(tags))
+    elif call.operation in ("RunInstances", "RegisterImage", "CreateSnapshots"):
+        yield from _making(call, tags)
         yield from _tagging(call)
     elif call.operation == "CreateTags":
         asked = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in call.parameters["Tags"]}
@@ -205,10 +237,26 @@ def _ec2(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
         raise NotImplementedError(call.operation)
 
 
+def _making(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
+    """What makes something of things that are there."""
+    action = f"ec2:{call.operation}"
+    of, made = {
+        "RunInstances": ([f"{kind}/x-1" for kind in LAUNCHED], MADE_BY_LAUNCH),
+        "RegisterImage": (["snapshot/snap-1"], ("image",)),
+        "CreateSnapshots": (["instance/i-1", "volume/vol-1"], ("snapshot",)),
+    }[call.operation]
+    for resource in of:
+        yield Asked(action=action, resource=_arn(resource), context=_of(tags))
+    for kind in made:
+        yield Asked(action=action, resource=_arn(f"{kind}/new"), context=_requested(call, kind))
+
+
 def _ebs(call: Call, tags: Mapping[str, str]) -> Iterator[Asked]:
-    snapshot = call.parameters.get("SnapshotId", "new")
+    named = ("SnapshotId", "FirstSnapshotId", "SecondSnapshotId")
+    found = [call.parameters[name] for name in named if name in call.parameters]
     own = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in call.parameters.get("Tags", ())}
-    yield Asked(action=f"ebs:{call.operation}", resource=_arn(f"snapshot/{snapshot}"), context={**_of(tags), **own})
+    for snapshot in found or ["new"]:
+        yield Asked(action=f"ebs:{call.operation}", resource=_arn(f"snapshot/{snapshot}"), context={**_of(tags), **own})
     if own:
         yield Asked(action="ec2:CreateTags", resource=_arn("snapshot/new"), context=own)
 

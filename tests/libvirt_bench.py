@@ -31,7 +31,18 @@ from source_bench import MIB, SIZES, TAG, RootOnDaemon
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.model import CaptureId, Pace, Progress
-from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Instant, LiveReader, LiveView, Source, at_once
+from drsync.source import (
+    NO_PACE,
+    Base,
+    BaseDisk,
+    CaptureResult,
+    DiskSurvey,
+    Instant,
+    LiveReader,
+    LiveView,
+    Source,
+    at_once,
+)
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
@@ -400,6 +411,7 @@ class NamedSource(ForwardingSource):
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         return super().capture(
             capture,
@@ -410,6 +422,7 @@ class NamedSource(ForwardingSource):
             keep_free_bytes=keep_free_bytes,
             progress=progress,
             instant=instant,
+            pace=pace,
         )
 
 

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from figures import compared
 from forwarding_source import ForwardingSource
 
 from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.catalog import Point, points
 from drsync.format.keys import RootKey
 from drsync.image import load_image
-from drsync.log import Log
+from drsync.log import Heads, Log
 from drsync.mapping import USUAL, MapPolicy
-from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Progress, block_count
+from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
 from drsync.quiesce import Quiescing
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import SeedOptions
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Source, at_once
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, Source, at_once
 from drsync.source.bitmap import Owner
 from drsync.source.memory import MemoryDisk, MemorySource, MemoryVm
 from drsync.spool import Spool, VmSpool
@@ -73,6 +74,7 @@ class Witness(ForwardingSource):
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         assert capture not in self._seen
 
@@ -91,6 +93,7 @@ class Witness(ForwardingSource):
             keep_free_bytes=keep_free_bytes,
             progress=progress,
             instant=witnessed,
+            pace=pace,
         )
 
 
@@ -206,8 +209,9 @@ class ProtectedVm:
         may_seed: bool = True,
         seed: SeedOptions = USUAL_SEED,
         quiesce: Quiescing | None = None,
+        heads: Heads | None = None,
     ) -> Outcome:
-        """One cycle of `host` with objects of its own, as a new process would run it."""
+        """One cycle of `host` with objects of its own, as a new process would run it; `heads`: as a daemon would."""
         return run_cycle(
             self.log(store),
             spool or self.spool(host).vm(VM),
@@ -215,7 +219,7 @@ class ProtectedVm:
             open_source or self.source,
             self.clock,
             NoProgress(),
-            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed),
+            CaptureOptions(full=full, take_over=take_over, maps=maps, may_seed=may_seed, seed=seed, heads=heads),
             quiesce,
         )
 
@@ -234,7 +238,9 @@ class ProtectedVm:
         found = self.points()
         log = self.log()
         for point in found:
-            assert restored(log, point.number) == self.seen[point.capture], f"point {point.number} is not as captured"
+            disks = restored(log, point.number)
+            assert disks == self.seen[point.capture], f"point {point.number} is not as captured"
+            compared(sum(map(len, disks.values())))
         return found
 
     def check_settled(self, host: str = "alpha") -> Point:

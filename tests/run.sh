@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh                          all
 #   bash tests/run.sh tests/unit -k segment    pytest with these arguments, after the same set-up and checks
+#   bash tests/run.sh --soak 60                all, ten times as much of what is random, and an hour of stress
 #   COVERAGE=1 bash tests/run.sh               all, and which lines of drsync they ran
 #
 # Can be run any number of times; the set-up is done once. Ends with the time that each stage took.
@@ -12,6 +13,16 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 bin=.venv/bin
 timings=()
+
+if [ "${1:-}" = --soak ]; then
+    [[ "${2:-}" =~ ^[0-9]+$ ]] || {
+        echo "tests: --soak wants a number of minutes" >&2
+        exit 2
+    }
+    export DRSYNC_SOAK=1 DRSYNC_SOAK_MINUTES=$2
+    shift 2
+    set -- --timeout 3600 "$@"
+fi
 
 # stage TITLE COMMAND...: run it and remember how long it took; the first that fails ends it all.
 stage() {

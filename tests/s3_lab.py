@@ -40,8 +40,9 @@ class Bucket:
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
-        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name):
-            keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
+        for page in self.client.get_paginator("list_object_versions").paginate(Bucket=self.name):
+            found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+            keys = [{"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found]
             if keys:
                 self.client.delete_objects(Bucket=self.name, Delete={"Objects": keys})  # type: ignore[typeddict-item]
         self.client.delete_bucket(Bucket=self.name)

@@ -43,6 +43,9 @@ class Guest:
     def take_now(self, size_bytes: int) -> bool:
         return False
 
+    def limit_bytes_per_s(self) -> float | None:
+        return None
+
     def is_asked_to_stop(self) -> bool:
         return self._stop_after is not None and self.pieces >= self._stop_after
 

@@ -58,6 +58,27 @@ def histories(draw: st.DrawFn, *, max_steps: int = 6) -> list[Step]:
     return [replace(steps[0], taken_over=False), *steps[1:]]
 
 
+@st.composite
+def busy_histories(draw: st.DrawFn, *, max_steps: int = 12) -> list[Step]:
+    """Captures of the same disks again and again, in small packs most of whose blocks are overwritten later."""
+    sizes_of = {"data": 9 * BLOCK_SIZE - SECTOR, "root": 14 * BLOCK_SIZE}
+    contents = st.sampled_from([ZEROED, *range(2, 40, 2), 3, 5])
+    steps: list[Step] = []
+    for number in range(draw(st.integers(4, max_steps))):
+        whole = number == 0 or draw(st.integers(0, 9)) == 0
+        disks = {
+            name: DiskStep(
+                size_bytes=size,
+                writes=draw(st.dictionaries(st.integers(0, block_count(size) - 1), contents, max_size=9)),
+                whole=whole,
+            )
+            for name, size in sizes_of.items()
+        }
+        limits_ = ShipLimits(object_blocks=draw(st.integers(2, 4)), object_zero_runs=64, workers=1)
+        steps.append(Step(disks=disks, limits=limits_, compare=draw(st.integers(0, 5)) > 0))
+    return steps
+
+
 limits = st.builds(
     ShipLimits,
     object_blocks=st.sampled_from([1, 2, 3, 64]),

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from figures import count
+
 PIECE_BYTES = 4096
 
 
@@ -79,14 +81,21 @@ def unavailable(status: str = "503 Slow Down", code: str = "SlowDown") -> Answer
 class Proxy:
     """Listens on a free port of 127.0.0.1 and passes on to a server, with the faults it is armed with."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, buffer_bytes: int | None = None) -> None:
+        """`buffer_bytes`: what the kernel may hold of what goes back to a client, so that `replied` tells the truth."""
         self._server = (host, port)
+        self._buffer_bytes = buffer_bytes
+        self.requested: list[tuple[float, int]] = []
+        """When how many bytes came from clients, by the monotonic clock."""
+        self.replied: list[tuple[float, int]] = []
+        """When how many bytes went to clients."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._faults: deque[Fault] = deque()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._unfired = 0
+        self._scripted = 0
         self._start(self._accept)
 
     @property
@@ -97,6 +106,7 @@ class Proxy:
         with self._lock:
             self._faults.extend(faults)
             self._unfired += len(faults)
+            self._scripted += len(faults)
             for each in self._open:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
@@ -117,6 +127,7 @@ class Proxy:
         self._listener.close()
         if error is None:
             assert self._unfired == 0, f"{self._unfired} faults never happened"
+            count("faults injected and survived", self._scripted)
 
     def _start(self, function: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=function, args=args, daemon=True)
@@ -129,6 +140,8 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._buffer_bytes is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
             with self._lock:
                 self._open.add(client)
                 fault = self._faults.popleft() if self._faults else None
@@ -166,7 +179,7 @@ class Proxy:
         back.start()
         try:
             limit = fault.after_bytes if isinstance(fault, ResetRequest) else None
-            if self._pass(client, server, limit, fault):
+            if self._pass(client, server, limit, fault, self.requested):
                 self._fired()
                 _reset(client)
         finally:
@@ -178,13 +191,20 @@ class Proxy:
     def _pass_reply(self, server: socket.socket, client: socket.socket, fault: Fault | None) -> None:
         limit = fault.after_bytes if isinstance(fault, ResetReply | EndReply) else None
         with suppress(OSError):
-            if self._pass(server, client, limit, fault):
+            if self._pass(server, client, limit, fault, self.replied):
                 self._fired()
                 if isinstance(fault, ResetReply):
                     _reset(client)
             client.shutdown(socket.SHUT_RDWR)
 
-    def _pass(self, source: socket.socket, target: socket.socket, limit: int | None, fault: Fault | None) -> bool:
+    def _pass(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        limit: int | None,
+        fault: Fault | None,
+        counts: list[tuple[float, int]],
+    ) -> bool:
         """Pass bytes on until the end, or until there are more than `limit`: then True."""
         passed = 0
         while piece := source.recv(PIECE_BYTES):
@@ -195,6 +215,7 @@ class Proxy:
                 return True
             target.sendall(piece)
             passed += len(piece)
+            counts.append((time.monotonic(), len(piece)))
         return False
 
     def _close(self, each: socket.socket) -> None:

@@ -12,10 +12,12 @@ from typing import Any, Final, TypeVar, cast
 
 import pytest
 from crashing import Bomb, Mined
+from figures import compared, count
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from protected_vm import VM, Contents, Witness
 from qmp_socket import QmpRefused
+from soak import SOAK
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.capture import CaptureOptions, Outcome, run_cycle
@@ -105,7 +107,9 @@ class Lab:
         log = Log(self.repository().vm(VM))
         found = points(log)
         for point in found:
-            assert self.restored(log, point.number) == self.seen[point.capture], f"point {point.number} is wrong"
+            disks = self.restored(log, point.number)
+            assert disks == self.seen[point.capture], f"point {point.number} is wrong"
+            compared(sum(map(len, disks.values())))
         newest = found[-1].capture
         assert self.seen[newest] == self.contents()
         self._check_nothing_is_left(newest)
@@ -217,6 +221,7 @@ class PowerCut:
 
     def run(self, lab: Lab) -> None:
         lab.daemon.kill()
+        count("crashes")
         lab.daemon.start()
         lab.oracle = {name: bytearray(lab.daemon.read(name)) for name in SIZES}
 
@@ -250,11 +255,11 @@ class Budget:
 def play_any(
     histories: st.SearchStrategy[list[Step]], play: Callable[[list[Step]], object], *, budget_s: float
 ) -> None:
-    """Play histories that hypothesis makes up, 30 at most, and no new one when the budget is spent."""
-    budget = Budget(budget_s)
+    """Play histories that hypothesis makes up, 30 at most, and no new one when the budget is spent; in a soak 300."""
+    budget = Budget(budget_s * 10 if SOAK else budget_s)
 
     @settings(
-        max_examples=30,
+        max_examples=300 if SOAK else 30,
         deadline=None,
         database=None,
         print_blob=True,

@@ -7,6 +7,7 @@ docs/cli.md states the contract, JSON included.
 
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,17 @@ COMMANDS: Final = {
     "config": "drsync.cli.config",
     "capture": "drsync.cli.capture",
     "points": "drsync.cli.points",
+    "retention": "drsync.cli.retention",
+    "pin": "drsync.cli.pin",
+    "unpin": "drsync.cli.unpin",
     "restore": "drsync.cli.restore",
     "verify": "drsync.cli.verify",
+    "repair": "drsync.cli.repair",
+    "prune": "drsync.cli.prune",
     "preflight": "drsync.cli.preflight",
+    "failback": "drsync.cli.failback",
     "status": "drsync.cli.status",
+    "lock": "drsync.cli.lock",
     "daemon": "drsync.cli.daemon",
     "cloud": "drsync.cli.cloud",
     "key": "drsync.cli.key",
@@ -101,6 +109,12 @@ def _usage(err: click.ClickException, *, as_json: bool) -> int:
     return USAGE_CODE
 
 
+def _leave_no_core() -> None:
+    """Write no memory to a disk when the process is killed by its own fault: the repository's key is in it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
@@ -121,5 +135,6 @@ def main(ctx: click.Context, config_path: Path, *, as_json: bool, verbosity: int
     Captures incremental points of running VMs into a repository (S3 or a
     directory), encrypted, and brings a VM back from any of them.
     """
+    _leave_no_core()
     ctx.obj = App(config_path=config_path, as_json=as_json, verbosity=verbosity)
     ctx.obj.set_up_logging()

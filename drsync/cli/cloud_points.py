@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -104,20 +105,25 @@ def _row(name: str, value: "PilotStatus") -> list[str]:
 @click.command("cleanup")
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @cloud_option
-@click.option("--restored", is_flag=True, help="Also images and snapshots that restores made and no instance uses.")
+@click.option("--restored", is_flag=True, help="Also what restores, imports and failbacks made and no instance uses.")
+@click.option("--bucket", metavar="NAME", help="With --restored: what killed imports left in this bucket, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @json_option
 @pass_app
-def cleanup(app: App, vms: tuple[str, ...], cloud: str | None, restored: bool, dry_run: bool) -> None:
+def cleanup(
+    app: App, vms: tuple[str, ...], *, cloud: str | None, restored: bool, bucket: str | None, dry_run: bool
+) -> None:
     """Remove what nobody needs in AWS.
 
     That is points beyond `keep`, and snapshots that were given up. Instances are never touched.
     """
+    if bucket is not None and not restored:
+        raise click.UsageError("--bucket belongs to --restored")
     found: list[tuple[str, Cleaned]] = []
     for opened in _opened(app, cloud):
         with opened as one:
-            name, light = one.settings.name, one.light
-            found += [(name, light.cleanup(vm, restored=restored, dry_run=dry_run)) for vm in one.vms(vms)]
+            name, clean = one.settings.name, partial(one.light.cleanup, restored=restored, dry_run=dry_run)
+            found += [(name, clean(vm, bucket=bucket)) for vm in one.vms(vms)]
     if app.as_json:
         render.document([views.cloud_cleanup(name, cleaned, dry_run=dry_run) for name, cleaned in found])
         return

@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 @click.option("--region", help="The region; else AWS_REGION or the profile's.")
 @click.option("--account", help="With --print: 12 digits, which narrow the policies to this account.")
 @click.option("--kms-key", default="", help="ARN of the key that snapshots are encrypted with.")
+@click.option("--host", default="*", help="With --print: the host's name in the repository, for its own policy.")
+@click.option(
+    "--vm", "vms", multiple=True, help="With --print: a VM of that host, which may touch no others; repeat it."
+)
+@click.option(
+    "--lock-days",
+    type=click.IntRange(min=0),
+    default=31,
+    show_default=True,
+    help="With --print: at most so long may be locked: a day more than [repository] lock; 0 = nothing.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="With --print: a directory for one file a document.")
 @json_option
 @pass_app
@@ -40,17 +51,21 @@ def setup(
     region: str | None,
     account: str | None,
     kms_key: str,
+    host: str,
+    vms: tuple[str, ...],
+    lock_days: int,
     output: Path | None,
 ) -> None:
     """Check or make what VM Import needs.
 
     That is a bucket in the region, and a role that AWS's service reads it as. --print shows the policies
-    for drsync's own roles, too: host, cloud-sync, recovery and prune. They are attached by hand.
+    for drsync's own roles, too, and that of the repository's bucket. They are attached by hand.
     """
     app.set_up_logging()
     where = repository or app.config().repository.url
-    names: dict[str, str] = {"import_bucket": bucket, "import_prefix": prefix, "import_role": role_name}
+    names: dict[str, Any] = {"import_bucket": bucket, "import_prefix": prefix, "import_role": role_name}
     if mode == "print":
+        names |= {"host": host, "vms": vms or ("*",), "lock_days": lock_days}
         _print(app, _scope(where, account=account or "*", region=region or "*", kms_key_arn=kms_key, **names), output)
         return
     from drsync.target.ec2.aws import Aws, CloudOptions  # noqa: PLC0415  boto3 takes a third of a second
@@ -94,7 +109,7 @@ def _print(app: App, scope: "Scope", output: Path | None) -> None:
         render.document(found)
 
 
-def _scope(repository: str, **more: str) -> "Scope":
+def _scope(repository: str, **more: Any) -> "Scope":
     from drsync.target.ec2.policy import Scope  # noqa: PLC0415  only where it is needed
 
     parts = urlsplit(repository)

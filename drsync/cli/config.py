@@ -8,16 +8,19 @@ import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.cli.lock import described
 from drsync.config import LibvirtSource, ProtectSettings, VmSettings
-from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed
+from drsync.errors import ConfigInvalid, DrsyncError, FreezeFailed, LocksMissing, StoreDenied, StoreError
 from drsync.format import names
+from drsync.limits import described as described_limits
+from drsync.locks import LockState
 from drsync.model import Consistency, OnFreezeFailure
 from drsync.protection import matches
 from drsync.session import Session
 from drsync.source import DiskSurvey
 from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
-from drsync.units import format_size
+from drsync.units import format_duration, format_size
 
 _MAX_RECORD_BYTES = 65536
 
@@ -72,6 +75,8 @@ def _all_checks(app: App) -> Iterator[Check]:
         yield Check(name="file", error=err)
         return
     yield Check(name="file", details=[f"{app.config_path}: {len(session.config.vms)} VMs"])
+    if limits := described_limits(session.config.limits, app.clock.now()):
+        yield Check(name="limits", details=limits)
     yield from _patterns(session)
     repository = _checked("repository", lambda: _repository(session))
     yield repository
@@ -90,8 +95,38 @@ def _checked(name: str, look: Callable[[], Sequence[str]]) -> Check:
 def _repository(session: Session) -> Sequence[str]:
     record = session.repository.record
     body = session.store.get(names.REPOSITORY, limit_bytes=_MAX_RECORD_BYTES)
-    probe_create_only(session.raw_store, names.REPOSITORY, body, hashlib.sha256(body).digest())
-    return [f"{session.store.url}: the key opens it, and it refuses to overwrite (id {record.id[:8]})"]
+    try:
+        probe_create_only(session.raw_store, names.REPOSITORY, body, hashlib.sha256(body).digest())
+        refuses = "it refuses to overwrite"
+    except StoreDenied:  # a host's role; whether the store itself would refuse was asked by `drsync init`
+        refuses = "these credentials may not even try to overwrite it"
+    opens = f"{session.store.url}: the key opens it, and {refuses} (id {record.id[:8]})"
+    return [opens, *_locks(session)]
+
+
+def _locks(session: Session) -> Sequence[str]:
+    """Whether objects can be locked there, and are.
+
+    Raises:
+        LocksMissing: they shall be, and can't.
+    """
+    policy = session.config.repository.lock
+    try:
+        support = session.locks.lock_support()
+    except StoreError as err:
+        if policy is not None and not isinstance(err, StoreDenied):
+            raise
+        return [f"whether the bucket can lock objects is not known: {err}"] if policy is not None else []
+    if policy is None:
+        return ["the bucket can lock objects, and `lock` is not set: nothing is locked"] if support.enabled else []
+    if not support.enabled:
+        raise LocksMissing(url=session.store.url, problem="the bucket has no Object Lock")
+    found = session.lock_status()
+    if found.state in (LockState.LAPSING, LockState.LAPSED) and found.error is not None:
+        raise found.error
+    by_itself = f"; by itself the bucket locks everything, heartbeats too: {support.default}" if support.default else ""
+    days = format_duration(policy.period.total_seconds())
+    return [f"objects are locked when they are made, {policy.mode}, {days}{by_itself}", described(found)]
 
 
 def _spool(session: Session) -> Sequence[str]:

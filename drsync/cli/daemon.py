@@ -14,7 +14,7 @@ from drsync.config import Config
 from drsync.daemon import Daemon, Request
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
-from drsync.pace import TokenBucket
+from drsync.limits import Limits, described
 from drsync.recovery.cloud.keeper import CloudKeeper
 from drsync.repository import open_repository
 from drsync.session import Session
@@ -32,10 +32,10 @@ REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SI
 @click.command("daemon")
 @click.option(
     "--role",
-    type=click.Choice(["host", "cloud"]),
+    type=click.Choice(["host", "cloud", "maintenance"]),
     default="host",
     show_default=True,
-    help="host = capture VMs; cloud = only bring points to AWS, beside the bucket.",
+    help="host = capture VMs; cloud = only bring points to AWS, beside the bucket; maintenance = prune.",
 )
 @pass_app
 def command(app: App, role: str) -> None:
@@ -53,15 +53,21 @@ def command(app: App, role: str) -> None:
         _reach(config, app)
         run_cloud_role(app, config)
         return
+    if role == "maintenance":
+        from drsync.cli.daemon_maintenance import run_maintenance_role  # noqa: PLC0415 - as above
+
+        _reach(config, app)
+        run_maintenance_role(app, config)
+        return
     session = Session(config, app.clock)
     session.guests.let_go()
     session.end_dead_reading()
     _reach(config, app)
-    upload = TokenBucket(config.limits.upload, app.clock)
+    limits = Limits(config.limits, app.clock)
     daemon = Daemon(
         config,
         load=app.config,
-        open_captures=lambda config: _open(config, app, upload),
+        open_captures=lambda config: _open(config, app, limits),
         clock=app.clock,
         notifier=Notifier.from_environment(),
     )
@@ -109,10 +115,12 @@ def _reach(config: Config, app: App) -> None:
         _LOGGER.warning("%s; goes on and tries again", err)
 
 
-def _open(config: Config, app: App, upload: TokenBucket) -> Session:
-    """A session, if what is on this host can be used; it shares the line with those before it."""
+def _open(config: Config, app: App, limits: Limits) -> Session:
+    """A session, if what is on this host can be used; it shares the limits with those before it."""
     read_key_file(config.repository.key_file)
-    session = Session(config, app.clock, upload=upload)
+    session = Session(config, app.clock, limits=limits)
     session.spool.writer_id()
-    upload.set_rate(config.limits.upload)
+    limits.set(config.limits)
+    for line in described(config.limits, app.clock.now()):
+        _LOGGER.info("limits: %s", line)
     return session

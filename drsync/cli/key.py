@@ -1,49 +1,46 @@
-"""`drsync key`: the key file of this host."""
+"""`drsync key`: this host's key file, and what opens the repository."""
 
-import sys
+from pathlib import Path
 
 import click
 
 from drsync.cli import render
 from drsync.cli.app import App, json_option, pass_app
-from drsync.errors import KeyFileExists, WrongRecoveryKey
-from drsync.format import Malformed
-from drsync.format.keys import RecoveryKey
-
-MAX_TYPED_CHARACTERS = 1024
-"""A recovery key has 69 with its dashes; more is something else."""
+from drsync.cli.key_export import export
+from drsync.cli.key_slots import add, list_slots, remove, rotate
+from drsync.cli.unlocking import Unlocking, unlock_options, unlocker
+from drsync.format.keys import HostKeys
 
 
 @click.group("key")
 def command() -> None:
-    """Write the repository's key file again."""
+    """The repository's keys, and what opens them."""
 
 
 @command.command("recover")
+@unlock_options
+@click.option("--ring", type=click.IntRange(min=0), help="An older key ring than the newest; 0 = the one of init.")
 @json_option
 @pass_app
-def recover(app: App) -> None:
-    """Write the key file again, from the recovery key.
+def recover(app: App, unlock: str | None, secret_file: Path | None, secret_fd: int | None, ring: int | None) -> None:
+    """Write the key file again, or bring it up to date.
 
-    That is what `drsync init` printed. It is asked for on a terminal, or read from stdin; it is never
-    an argument, since other users can see those.
+    From a KMS slot, the recovery key that `drsync init` printed, or a passphrase. A secret is asked for on a
+    terminal, or read from stdin, a file or an open descriptor; it is never an argument, since others can see those.
     """
     session = app.session()
-    settings = session.config.repository
-    if settings.key_file.exists():
-        raise KeyFileExists(path=settings.key_file)
-    try:
-        recovery = RecoveryKey.from_text(_typed())
-    except Malformed as err:
-        raise WrongRecoveryKey(url=settings.url, problem=err) from err
-    path = session.recover_key(recovery)
+    settings, keys = session.config.repository, session.host_keys
+    chosen = Unlocking(slot=unlock, file=secret_file, fd=secret_fd, ring=ring)
+    opened = unlocker(keys.keyring(), settings.url, chosen, alone=True)()
+    held = keys.recover(opened)
     if app.as_json:
-        render.document({"repository": settings.url, "key_file": str(path)})
-    else:
-        render.line(f"wrote the key of {settings.url} to {path}, for its owner only")
+        render.document(
+            {"repository": settings.url, "key_file": str(settings.key_file), "generation": opened.roots.newest}
+        )
+        return
+    what = "the keys of its VMs" if isinstance(held, HostKeys) else "the key"
+    render.line(f"wrote {what} of {settings.url} to {settings.key_file}, for its owner only")
 
 
-def _typed() -> str:
-    if sys.stdin.isatty():
-        return str(click.prompt("Recovery key", hide_input=True, err=True))
-    return sys.stdin.read(MAX_TYPED_CHARACTERS)
+for subcommand in (list_slots, add, remove, rotate, export):
+    command.add_command(subcommand)

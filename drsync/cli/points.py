@@ -1,18 +1,21 @@
 """`drsync points`: what can be restored."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from drsync.catalog import GroupPoint, Point, group_points
+from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.pins import PinRecord
 from drsync.units import format_size
 
 if TYPE_CHECKING:
     from drsync.session import Session
 
-COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "reason")
+SUMMARY_COLUMNS = ("VM", "segments", "oldest", "from", "newest", "of", "kind", "consistency")
+COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "pinned", "reason")
 GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 
 
@@ -22,24 +25,71 @@ GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 @json_option
 @pass_app
 def command(app: App, vm: str | None, group: str | None) -> None:
-    """List the points of a VM, or of all VMs in the repository."""
+    """List the points of a VM, or of all VMs at a glance.
+
+    Without a VM: the oldest and the newest point of each; with --json every point of every VM.
+    """
     if vm is not None and group is not None:
         raise click.UsageError("VM and --group both choose the points: give one of them")
     session = app.session()
     if group is not None:
         _list_group(app, session, group)
         return
-    points = [point for name in session.known_vms(vm) for point in session.points(name)]
+    names = session.known_vms(vm)
     if app.as_json:
-        render.document([views.point(point) for point in points])
-    elif not points:
+        render.documents(views.point(point, pin) for name in names for point, pin in _pinned(session, name))
+    elif len(names) == 1:
+        _list(_pinned(session, names[0]))
+    else:
+        _list_all(session)
+
+
+def _pinned(session: "Session", vm: str) -> list[tuple[Point, PinRecord | None]]:
+    """The points of a VM, with their pins."""
+    pins = session.pins(vm)
+    return [(point, pins.of(point.number)) for point in session.points(vm)]
+
+
+def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:
+    if not points:
         render.line("no points yet; drsync capture VM makes one")
     else:
-        render.table(COLUMNS, [_row(point) for point in points], right=("point", "changed", "stored", "parent"))
+        render.table(
+            COLUMNS, [_row(point, pin) for point, pin in points], right=("point", "changed", "stored", "parent")
+        )
+
+
+def _list_all(session: "Session") -> None:
+    summaries = session.summaries()
+    found = [summary for summary in summaries if summary.newest is not None]
+    for summary in summaries:
+        if summary.problem:
+            render.note(f"{summary.vm}: {summary.problem}; remedy: drsync verify {summary.vm}")
+    if not found:
+        render.line("no points yet; drsync capture VM makes one")
+        return
+    render.table(SUMMARY_COLUMNS, [_summary_row(summary) for summary in found], right=("segments", "oldest", "newest"))
+    render.note("drsync points VM lists each point of a VM")
+
+
+def _summary_row(summary: LogSummary) -> tuple[str, ...]:
+    oldest, newest = summary.oldest, summary.newest
+    if oldest is None or newest is None:
+        raise ValueError(summary)
+    return (
+        summary.vm,
+        str(summary.segments),
+        str(oldest.number),
+        f"{oldest.time:%Y-%m-%d %H:%M:%S}Z",
+        str(newest.number),
+        f"{newest.time:%Y-%m-%d %H:%M:%S}Z",
+        newest.kind,
+        newest.consistency,
+    )
 
 
 def _list_group(app: App, session: "Session", group: str) -> None:
-    instants = group_points(group, [point for name in session.known_vms() for point in session.points(name)])
+    instants = group_points(group, (point for name in session.known_vms() for point in session.points(name)))
     if app.as_json:
         render.document([views.group_point(instant) for instant in instants])
     elif not instants:
@@ -70,7 +120,7 @@ def _milliseconds(skew_ms: float) -> str:
     return f"{skew_ms:.1f} ms"
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: Point, pin: PinRecord | None) -> tuple[str, ...]:
     return (
         point.vm,
         str(point.number),
@@ -81,5 +131,6 @@ def _row(point: Point) -> tuple[str, ...]:
         format_size(point.changed_bytes),
         format_size(point.stored_bytes),
         "-" if point.parent is None else str(point.parent),
+        "-" if pin is None else "yes" if pin.until is None else f"until {pin.until:%Y-%m-%d %H:%M}Z",
         "; ".join(filter(None, (point.reason, point.quiesce.reason if point.quiesce else ""))),
     )

@@ -10,7 +10,7 @@ import click
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.restore import read_time
-from drsync.errors import UnknownPoint, WontBoot
+from drsync.errors import PointPruned, UnknownPoint, WontBoot
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import Report
 from drsync.units import format_duration, format_size
@@ -73,7 +73,7 @@ def _reports(check: Callable[[str], Report], names: Sequence[str], *, alone: boo
     for name in names:
         try:
             yield check(name)
-        except UnknownPoint as err:
+        except (UnknownPoint, PointPruned) as err:
             if alone:
                 raise
             render.note(f"passed over: {err}")

@@ -6,9 +6,11 @@ every minute has no use for it.
 
 import json
 import sys
+import tempfile
+import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S: Final = 10.0
 """How often progress is a line where it can't be a bar: seldom enough for a log file."""
+_IN_MEMORY_BYTES: Final = 8 * 1024 * 1024
+_PIECE_CHARACTERS: Final = 1024 * 1024
 _PLAIN_WIDTH: Final = 10_000
 """Columns of what is not a terminal: nothing is cut or wrapped there."""
 
@@ -32,6 +36,19 @@ _PLAIN_WIDTH: Final = 10_000
 def document(value: object) -> None:
     """Print the one JSON document of a command."""
     click.echo(json_text(value))
+
+
+def documents(values: Iterable[object]) -> None:
+    """Print a list as the one JSON document of a command, once all of it is known; little of it is in memory."""
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, "w+", encoding="utf-8") as file:
+        before = "[\n"
+        for value in values:
+            file.write(before + textwrap.indent(json_text(value), "  "))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
+        file.seek(0)
+        while piece := file.read(_PIECE_CHARACTERS):
+            click.echo(piece, nl=False)
 
 
 def json_text(value: object) -> str:
@@ -59,6 +76,12 @@ def usage_error(message: str, *, remedy: str, as_json: bool) -> None:
     text = _one_line(message[:1].lower() + message[1:].rstrip("."))
     fields = {"code": 2, "class": "UsageError", "message": text, "remedy": remedy, "retryable": False}
     _failure(fields, as_json=as_json)
+
+
+def alarm(err: DrsyncError) -> None:
+    """Print what will go wrong, and what to run, beside a result that was printed."""
+    note(f"alarm: {_one_line(str(err))}")
+    note(f"remedy: {_one_line(err.remedy)}")
 
 
 def bug(err: BaseException, *, as_json: bool) -> None:

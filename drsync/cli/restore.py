@@ -19,7 +19,10 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "--output": ("image",),
     "--disk": ("image",),
     "--overwrite": ("image",),
-    "--fix-guest": ("image",),
+    "--fix-guest": ("image", "ec2"),
+    "--work-dir": ("ec2",),
+    "--skip-preflight": ("ec2",),
+    "--allow-damaged": ("image",),
     "--format": ("image", "libvirt"),
     "--point": _TARGETS,
     "--at": _TARGETS,
@@ -66,6 +69,9 @@ class Options:
     disks: tuple[str, ...]
     overwrite: bool
     fix_guest: str | None
+    allow_damaged: bool
+    work_dir: Path | None
+    skip_preflight: bool
     uri: str
     name: str | None
     pool: str | None
@@ -158,7 +164,22 @@ def read_tags(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, .
 @click.option(
     "--fix-guest",
     type=click.Choice(["ec2"]),
-    help="image: prepare the restored guest for EC2: initramfs, fstab, network, console (docs/preflight.md).",
+    is_flag=False,
+    flag_value="ec2",
+    help="image, ec2: prepare the guest for EC2 on the way: initramfs, fstab, network, console (docs/preflight.md).",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="ec2: for --fix-guest, where the disks are files meanwhile; else /var/tmp.",
+)
+@click.option(
+    "--skip-preflight", is_flag=True, help="ec2: bring it up although it would not boot, as far as can be seen."
+)
+@click.option(
+    "--allow-damaged",
+    is_flag=True,
+    help="image: also of a point that has lost something: the rest, with a list of what is missing.",
 )
 @click.option("--uri", default="qemu:///system", show_default=True, help="libvirt: the host.")
 @click.option("--name", metavar="NEW", help="Another name; a domain is then a copy, with a uuid of its own.")
@@ -260,15 +281,45 @@ def _check_way(ctx: click.Context, options: Options, way: str) -> None:
         if way not in owners and ctx.get_parameter_source(option.name or "") is not default:
             belongs = " or ".join("--plan" if owner == "plan" else f"--to {owner}" for owner in owners)
             raise click.UsageError(f"{option.opts[0]} belongs to {belongs}", ctx)
-    if options.number is not None and options.at is not None:
-        raise click.UsageError("--point and --at both choose the point: give one of them")
-    if options.start and options.stopped:
-        raise click.UsageError("--start and --stopped contradict each other")
-    if options.private_ip is not None and options.keep_ip:
-        raise click.UsageError("--private-ip and --keep-ip both choose the address: give one of them")
-    if options.instance_type is not None and options.families:
-        raise click.UsageError("--instance-type and --family both choose the type: give one of them")
-    if options.fix_guest is not None and options.disks:
-        raise click.UsageError("--fix-guest needs all disks of the VM: it can't be given with --disk")
-    if options.pool is not None and options.disk_dir is not None:
-        raise click.UsageError("--pool and --disk-dir both choose the place: give one of them")
+    _check_choices(options)
+
+
+def _check_choices(options: Options) -> None:
+    """What excludes each other must not be given together."""
+    exclusive = (
+        (
+            options.number is not None,
+            options.at is not None,
+            "--point and --at both choose the point: give one of them",
+        ),
+        (options.start, options.stopped, "--start and --stopped contradict each other"),
+        (
+            options.private_ip is not None,
+            options.keep_ip,
+            "--private-ip and --keep-ip both choose the address: give one of them",
+        ),
+        (
+            options.instance_type is not None,
+            bool(options.families),
+            "--instance-type and --family both choose the type: give one of them",
+        ),
+        (
+            options.fix_guest is not None,
+            bool(options.disks) or options.allow_damaged,
+            "--fix-guest needs all disks of the VM: it can't be given with --disk or --allow-damaged",
+        ),
+        (
+            options.fix_guest is not None,
+            options.convert_guest,
+            "--fix-guest and --convert-guest both change the guest: give one of them",
+        ),
+        (options.work_dir is not None, options.fix_guest is None, "--work-dir belongs to --fix-guest"),
+        (
+            options.pool is not None,
+            options.disk_dir is not None,
+            "--pool and --disk-dir both choose the place: give one of them",
+        ),
+    )
+    for one, other, problem in exclusive:
+        if one and other:
+            raise click.UsageError(problem)

@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from drsync.cli import render, views
 from drsync.cli.app import App
+from drsync.cli.hurt import print_hurt
+from drsync.errors import RestoredInPart
 from drsync.preflight.fix import Image
 from drsync.preflight.fix.prepare import check_available, prepare
+from drsync.restore import Salvage
+from drsync.salvage import counted
 from drsync.session import RestorePlan, RestoreRequest
 from drsync.target.image import ImageFormat
 from drsync.units import format_duration, format_size
@@ -27,25 +33,45 @@ def restore_image(app: App, options: "Options") -> None:
         image_format=ImageFormat(options.image_format or ImageFormat.QCOW2),
         disks=options.disks,
         overwrite=options.overwrite,
+        allow_damaged=options.allow_damaged,
     )
     session = app.session()
     plan = session.plan_restore(request)
     if options.fix_guest is not None:
         check_available(plan.disks[0].path)
     took_s: float | None = None
+    salvage = Salvage()
     changes: Sequence[str] = ()
     if not options.dry_run:
         started_s = app.clock.monotonic_s()
         with render.progress(app.clock) as progress:
-            session.restore(request, plan, progress)
+            salvage = session.restore(request, plan, progress)
         if options.fix_guest is not None:
             changes = _fix(request, plan)
         took_s = app.clock.monotonic_s() - started_s
     if app.as_json:
-        document = views.restore(request, plan, took_s=took_s)
-        render.document({**document, "guest_changes": list(changes) if options.fix_guest and took_s else None})
+        document = {
+            **views.restore(request, plan, took_s=took_s),
+            "guest_changes": list(changes) if options.fix_guest and took_s else None,
+            **views.salvage(plan, salvage, done=took_s is not None),
+        }
+        render.document(document)
     else:
         _print(request, plan, took_s)
+    _tell_lost(request, plan, salvage, as_json=app.as_json)
+
+
+def _tell_lost(request: RestoreRequest, plan: RestorePlan, salvage: Salvage, *, as_json: bool) -> None:
+    """Say what had to be done without, and end as no whole restore does."""
+    if not salvage.lost:
+        if plan.hurt is not None and not as_json:
+            print_hurt(request.vm, 1, [plan.hurt])
+        return
+    lost = ", ".join(f"{counted(len(blocks))} of disk {name}" for name, blocks in sorted(salvage.lost.items()))
+    err = RestoredInPart(point=plan.point.number, vm=request.vm, lost=lost, path=plan.lost_path)
+    if as_json:  # the document has told
+        click.get_current_context().exit(err.code)
+    raise err
 
 
 def _fix(request: RestoreRequest, plan: RestorePlan) -> Sequence[str]:

@@ -4,6 +4,7 @@ import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.cli.hurt import print_hurt
 from drsync.units import format_size
 from drsync.verify import VmReport
 
@@ -19,7 +20,8 @@ def command(ctx: click.Context, app: App, vm: str | None, *, read_data: bool) ->
 
     Of VM, or of all VMs in the repository: the chain of the log, and every
     object's presence and size; with --read-data every frame of them. Finds all
-    damage, not only the first; the exit code is that of the first.
+    damage, not only the first, and names the points that it hurts, and where; what is
+    damaged is recorded for the host that can heal it. The exit code is that of the first.
     """
     session = app.session()
     names = session.known_vms(vm)
@@ -40,5 +42,7 @@ def _print(report: VmReport, *, read_data: bool) -> None:
     found = f"{len(report.problems)} problems" if report.problems else "all as it was written"
     render.line(f"{report.vm}: {what}: {found}")
     for problem in report.problems:
-        render.line(f"  from point {problem.point} on: {problem.error}")
+        where = f"from point {problem.point} on: " if problem.point else ""
+        render.line(f"  {where}{problem.error}")
         render.line(f"    remedy: {problem.error.remedy}")
+    print_hurt(report.vm, report.points, report.hurt)

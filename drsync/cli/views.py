@@ -5,17 +5,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from drsync.errors import DrsyncError
+from drsync.model import BLOCK_SIZE
 
 if TYPE_CHECKING:  # values of modules that only some commands need
-    from drsync.catalog import GroupPoint, GroupTold, Point, PreflightTold, VmStatus
+    from drsync.catalog import DamageState, GroupPoint, GroupTold, Point, PreflightTold, VerifyState, VmStatus
+    from drsync.format.keys import Keys
+    from drsync.format.ring import Slot
+    from drsync.hurt import HurtPoint
     from drsync.journal import SeedProgress
+    from drsync.locks import LockPass, LockStatus
+    from drsync.pins import PinRecord
     from drsync.preflight.report import Report
+    from drsync.prune.report import Pruned, VmPruned
     from drsync.recovery.cloud.cost import Cost
     from drsync.recovery.cloud.pilot import Cleaned, PilotStatus, SyncOutcome
     from drsync.recovery.cloud.request import CloudOutcome, CloudPlan
+    from drsync.recovery.failback.request import FailbackDisk, FailbackOutcome, FailbackPlan, Pass
     from drsync.recovery.report import PlanReport, VmOutcome
     from drsync.recovery.request import RecoveryPlan
-    from drsync.session import RestorePlan, RestoreRequest
+    from drsync.repair import RepairReport
+    from drsync.restore import Salvage
+    from drsync.session import RestorePlan, RestoreRequest, Retained
     from drsync.source import DiskSurvey
     from drsync.verify import VmReport
 
@@ -38,8 +48,8 @@ def error(err: DrsyncError) -> Document:
     }
 
 
-def point(value: "Point") -> Document:
-    """A recovery point."""
+def point(value: "Point", pin: "PinRecord | None" = None) -> Document:
+    """A recovery point; `pin` is what keeps it, if a person does."""
     return {
         "vm": value.vm,
         "point": value.number,
@@ -62,6 +72,7 @@ def point(value: "Point") -> Document:
         "reason": value.reason,
         "capture": value.capture,
         "epoch": value.epoch,
+        "pin": None if pin is None else {"until": instant(pin.until), "note": pin.note, "pinned": instant(pin.time)},
         "quiesce": _quiesce(value),
         "group": _group(value.quiesce.group) if value.quiesce and value.quiesce.group else None,
     }
@@ -107,8 +118,89 @@ def group_point(value: "GroupPoint") -> Document:
     }
 
 
-def status(value: "VmStatus") -> Document:
-    """How well a VM is protected."""
+def retained(value: "Retained", *, explained: bool) -> Document:
+    """What becomes of the points of a VM."""
+    rules = value.rules
+    taken = {aged.point: aged.time for aged in value.aged}
+    points = [
+        {"point": v.point, "stored_at": instant(taken[v.point]), "keep": v.keep, "reasons": list(v.reasons)}
+        for v in value.verdicts
+    ]
+    return {
+        "vm": value.vm,
+        "rules": None
+        if rules.keeps_all
+        else {
+            "last": rules.last,
+            "hourly": rules.hourly,
+            "daily": rules.daily,
+            "weekly": rules.weekly,
+            "monthly": rules.monthly,
+            "yearly": rules.yearly,
+            "minimum_age_seconds": rules.minimum_age.total_seconds(),
+        },
+        "kept": len(value.verdicts) - value.dropped,
+        "dropped": value.dropped,
+        "points": points if explained else None,
+    }
+
+
+def pruned(value: "Pruned") -> Document:
+    """What a prune did, or would do."""
+    return {
+        "dry_run": value.dry_run,
+        "abandoned_uploads": value.abandoned_uploads,
+        "vms": [_pruned_vm(one) for one in value.vms],
+    }
+
+
+def _pruned_vm(one: "VmPruned") -> Document:
+    return {
+        "vm": one.vm,
+        "horizon": one.horizon,
+        "kept": one.kept,
+        "dropped": [{"point": verdict.point, "reasons": list(verdict.reasons)} for verdict in one.dropped],
+        "deleted_objects": one.deleted_objects,
+        "deleted_bytes": one.deleted_bytes,
+        "denied_objects": one.denied_objects,
+        "waiting_objects": one.waiting_objects,
+        "waiting_bytes": one.waiting_bytes,
+        "waiting_until": instant(one.waiting_until) if one.waiting_until is not None else None,
+        "orphans": one.orphans,
+        "copied_bytes": one.copied_bytes,
+        "new_objects": one.new_objects,
+        "freed_bytes": one.freed_bytes,
+        "cost_dollars": one.cost_dollars,
+        "saved_dollars_month": one.saved_dollars_month,
+        "error": error(one.error) if one.error is not None else None,
+    }
+
+
+def locks(value: "LockStatus") -> Document:
+    """How long all objects of the repository are locked."""
+    return {
+        "state": value.state,
+        "until": instant(value.until),
+        "error": None if value.error is None else error(value.error),
+    }
+
+
+def lock_pass(value: "LockPass", *, dry_run: bool) -> Document:
+    """What a pass over all locks has done."""
+    return {
+        "done": value.done,
+        "seen": value.seen,
+        "extended": value.extended,
+        "unlocked": value.unlocked,
+        "failed": value.failed,
+        "earliest": instant(value.earliest),
+        "dry_run": dry_run,
+        "error": None if value.problem is None else error(value.problem),
+    }
+
+
+def status(value: "VmStatus", locked: "LockStatus | None" = None) -> Document:
+    """How well a VM is protected, and how long its objects are locked."""
     return {
         "vm": value.vm,
         "state": value.state,
@@ -121,7 +213,24 @@ def status(value: "VmStatus") -> Document:
         "error": value.error or None,
         "error_time": instant(datetime.fromisoformat(value.error_time)) if value.error_time else None,
         "preflight": None if value.preflight is None else _preflight_told(value.preflight),
+        "damage": None if value.damage is None else _damage(value.damage),
+        "verified": None if value.verified is None else _verified(value.verified),
+        "locks": None if locked is None else locks(locked),
     }
+
+
+def _damage(value: "DamageState") -> Document:
+    return {
+        "checked": instant(value.checked_at),
+        "points": list(value.points),
+        "newest_is_hurt": value.newest_is_hurt,
+        "lost_blocks": value.lost_blocks,
+        "objects": list(value.objects),
+    }
+
+
+def _verified(value: "VerifyState") -> Document:
+    return {"done": round(value.done, 4), "ended": instant(value.ended_at)}
 
 
 def _preflight_told(value: "PreflightTold") -> Document:
@@ -213,7 +322,66 @@ def report(value: "VmReport") -> Document:
         "stored_bytes": value.stored_bytes,
         "frames": value.frames,
         "problems": [{**error(problem.error), "point": problem.point} for problem in value.problems],
+        "hurt": [hurt(point) for point in value.hurt],
     }
+
+
+def _byte_range(first: int, count: int, size_bytes: int) -> Document:
+    offset = first * BLOCK_SIZE
+    size = min((first + count) * BLOCK_SIZE, size_bytes) - offset
+    return {"first_block": first, "blocks": count, "offset_bytes": offset, "size_bytes": size}
+
+
+def hurt(value: "HurtPoint") -> Document:
+    """A point that does not restore as it was captured."""
+    return {
+        "point": value.point,
+        "broken": None if value.broken is None else error(value.broken),
+        "disks": [
+            {
+                "name": disk.name,
+                "size_bytes": disk.size_bytes,
+                "lost_blocks": disk.blocks,
+                "lost": [_byte_range(first, count, disk.size_bytes) for first, count in disk.runs],
+                "objects": list(disk.objects),
+            }
+            for disk in value.disks
+        ],
+    }
+
+
+def repair(value: "RepairReport", *, dry_run: bool) -> Document:
+    """What was, or would be, done to a VM's block maps, and what its points have lost."""
+    return {
+        "vm": value.vm,
+        "dry_run": dry_run,
+        "checked": instant(value.checked_at),
+        "points": value.points,
+        "maps": value.maps,
+        "made": [
+            {
+                "point": made.point,
+                "reason": made.reason,
+                "name": made.name,
+                "error": None if made.error is None else error(made.error),
+            }
+            for made in value.repairs
+        ],
+        "useless": list(value.useless),
+        "hurt": [hurt(point) for point in value.hurt],
+    }
+
+
+def salvage(plan: "RestorePlan", done_without: "Salvage", *, done: bool) -> Document:
+    """What a restore had to do without; before it is done, what is known to be lost."""
+    if plan.lost_path is None:
+        return {"lost": None}
+    if not done:
+        return {"lost": None if plan.hurt is None else hurt(plan.hurt)["disks"]}
+    from drsync.salvage import lost_document  # noqa: PLC0415 - only this view needs it
+
+    files = {d.name: (d.path.name, d.size_bytes) for d in plan.disks}
+    return {"lost": lost_document(plan.point.vm, plan.point.number, files, done_without)["disks"]}
 
 
 def recovery(plan: "RecoveryPlan", uri: str, *, took_s: float | None) -> Document:
@@ -366,6 +534,61 @@ def cloud_cleanup(name: str, value: "Cleaned", *, dry_run: bool) -> Document:
     }
 
 
+_CAME_HOME = ("passes", "point", "removed", "snapshots", "cost", "took_seconds")
+
+
+def failback(plan: "FailbackPlan", outcome: "FailbackOutcome | None") -> Document:
+    """What came home from EC2, or would come home (`outcome` is None)."""
+    done: Document = {**dict.fromkeys(_CAME_HOME), "state": plan.instance.state}
+    if outcome is not None:
+        done = {
+            "passes": [_failback_pass(one) for one in outcome.passes],
+            "point": outcome.passes[-1].point,
+            "state": outcome.instance.state,
+            "removed": list(outcome.removed),
+            "snapshots": list(outcome.snapshots),
+            "cost": cost(outcome.cost),
+            "took_seconds": round(outcome.took_s, 3),
+        }
+    return {
+        "vm": plan.request.vm,
+        "region": plan.region,
+        "instance": plan.instance.id,
+        "made_of": plan.origin.number if plan.origin is not None else None,
+        "newest": plan.head.number,
+        "disks": [_failback_disk(disk) for disk in plan.disks],
+        "notes": [{"effect": n.effect, "subject": n.subject, "text": n.text} for n in plan.notes],
+        "errors": [error(err) for err in plan.errors],
+        "dry_run": outcome is None,
+        **done,
+    }
+
+
+def _failback_disk(disk: "FailbackDisk") -> Document:
+    return {
+        "name": disk.name,
+        "volume": disk.volume_id,
+        "size_bytes": disk.size_bytes,
+        "compared_with": disk.reference.snapshot.id if disk.reference is not None else None,
+        "compared_point": disk.reference.point if disk.reference is not None else None,
+        "whole_because": disk.reason or None,
+    }
+
+
+def _failback_pass(one: "Pass") -> Document:
+    return {
+        "point": one.point,
+        "time": instant(one.time),
+        "new": one.is_new,
+        "resumed": one.was_resumed,
+        "epoch": one.epoch,
+        "read_bytes": one.read_bytes,
+        "changed_bytes": one.changed_bytes,
+        "stored_bytes": one.stored_bytes,
+        "took_seconds": round(one.took_s, 3),
+    }
+
+
 def cost(value: "Cost") -> Document:
     """Requests and bytes, and what they cost at published prices."""
     return {
@@ -415,4 +638,25 @@ def _outcome(outcome: "VmOutcome") -> Document:
         "live_bytes": outcome.live_bytes,
         "notes": list(outcome.notes),
         "errors": [error(err) for err in outcome.errors],
+    }
+
+
+def key_slots(slots: "Sequence[Slot]", *, generation: int, ring: int, held: "Keys | None") -> Document:
+    """What opens the repository, and what this host's key file has."""
+    vms: object = getattr(held, "vms", None)
+    here = None if held is None else {"generation": held.newest, "vms": sorted(vms) if isinstance(vms, dict) else None}
+    return {
+        "generation": generation,
+        "ring": ring,
+        "slots": [
+            {
+                "name": slot.name,
+                "kind": slot.kind,
+                "added": slot.added,
+                "kms_key": slot.key or None,
+                "kms_region": slot.region or None,
+            }
+            for slot in slots
+        ],
+        "key_file": here,
     }

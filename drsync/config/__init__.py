@@ -1,7 +1,7 @@
 """The configuration file: TOML in, frozen values out.
 
     key.py        how one value is read
-    settings.py   every key: name, default, and why that default
+    settings.py   every key: name, default, and why that default; limits.py has those of [limits]
     reading.py    the whole file, with all of its problems
 
 Every message names the key, where it stands, its value and what is right.
@@ -10,13 +10,15 @@ Every message names the key, where it stands, its value and what is right.
 from pathlib import Path
 from typing import Final
 
+from drsync.config.limits import LimitsSettings
+from drsync.config.prune import PruneSettings
 from drsync.config.reading import load_config, parse_config
+from drsync.config.retention import Retention
 from drsync.config.settings import (
     CloudSettings,
     Config,
     DaemonSettings,
     LibvirtSource,
-    LimitsSettings,
     ProtectSettings,
     QmpSource,
     RepositorySettings,
@@ -36,8 +38,10 @@ __all__ = [
     "LibvirtSource",
     "LimitsSettings",
     "ProtectSettings",
+    "PruneSettings",
     "QmpSource",
     "RepositorySettings",
+    "Retention",
     "SpoolSettings",
     "VmSettings",
     "captured_together",

@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from drsync.model import is_name
-from drsync.pace import UNLIMITED, Rate
+from drsync.pace import MINUTES_OF_DAY, UNLIMITED, Rate
 from drsync.units import parse_duration, parse_size
 
 E = TypeVar("E", bound=StrEnum)
 Parser = Callable[[object], object]
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,47 @@ def read_size(value: object) -> int:
 
 
 def read_rate(value: object) -> Rate:
-    """Bytes a second: a size, or "unlimited"."""
-    return UNLIMITED if value == "unlimited" else Rate(bytes_per_s=read_size(value))
+    """Bytes a second: a size with or without "/s" behind it, or "unlimited"."""
+    if value == "unlimited":
+        return UNLIMITED
+    return Rate(bytes_per_s=read_size(value.strip().removesuffix("/s") if isinstance(value, str) else value))
+
+
+def read_time_zone(value: object) -> ZoneInfo | None:
+    """Whose clock on the wall counts; None: this host's."""
+    text = read_text(value)
+    if text == "local":
+        return None
+    try:
+        return ZoneInfo(text)
+    except (ValueError, OSError, ZoneInfoNotFoundError) as err:
+        problem = (
+            'is no time zone that this host knows; write for example "Europe/Berlin", or "local" for the host\'s own'
+        )
+        raise ValueError(f"{shown(text)} {problem}") from err
+
+
+def read_minute_of_day(value: object) -> int:
+    """Minutes since midnight."""
+    match = re.fullmatch(r"(\d{2}):(\d{2})", value) if isinstance(value, str) else None
+    minutes = int(match[1]) * 60 + int(match[2]) if match is not None and int(match[2]) < 60 else -1
+    if not 0 <= minutes <= MINUTES_OF_DAY:
+        raise ValueError(f'{shown(value)} is not a time of day; write "08:00", from "00:00" to "24:00"')
+    return minutes
+
+
+def read_days(value: object) -> frozenset[int]:
+    """Days of the week, 0 is Monday: single ones and ranges, with commas in between."""
+    found: set[int] = set()
+    for part in read_text(value).replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if first not in DAYS or (last or first) not in DAYS:
+            raise ValueError(
+                f'{shown(value)} are no days; write for example "mon-fri" or "sat,sun" ({", ".join(DAYS)})'
+            )
+        begin, end = DAYS.index(first), DAYS.index(last or first)
+        found |= {day % 7 for day in range(begin, end + 1 if end >= begin else end + 8)}
+    return frozenset(found)
 
 
 def read_duration(value: object) -> float:
@@ -81,6 +122,16 @@ def read_at_least_1s(value: object) -> float:
     seconds = read_duration(value)
     if seconds < 1:
         raise ValueError(f"{shown(value)} is too short; 1s is the least")
+    return seconds
+
+
+def read_within(value: object) -> float | None:
+    """Seconds, a day or more; None for "never"."""
+    if value == "never":
+        return None
+    seconds = read_duration(value)
+    if seconds < 86400:
+        raise ValueError(f"{shown(value)} is too short; 1d is the least (`drsync verify --read-data` reads all now)")
     return seconds
 
 
@@ -147,6 +198,21 @@ def read_keep(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1000:
         raise ValueError(f"{shown(value)} is not a number from 1 to 1000")
     return value
+
+
+def read_count(value: object) -> int:
+    """How many of something stay; 0 = this is no reason to keep any."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1_000_000:
+        raise ValueError(f"{shown(value)} is not a whole number from 0 to 1000000")
+    return value
+
+
+def read_lock(value: object) -> float:
+    """Seconds that objects are locked for."""
+    seconds = read_duration(value)
+    if not 86400 <= seconds <= 3650 * 86400:
+        raise ValueError(f"{shown(value)} is not from 1d to 3650d")
+    return seconds
 
 
 def read_texts(value: object) -> Sequence[str]:

@@ -19,6 +19,7 @@ from drsync.errors import PlanInvalid
 
 T = TypeVar("T")
 
+WAYS: Final = ("ebs", "vm-import")
 BOOT_MODES: Final = ("legacy-bios", "uefi")
 MAX_PLAN_BYTES: Final = 4 * 1024 * 1024
 
@@ -104,6 +105,13 @@ def read_boot_mode(value: object) -> str:
     """How an instance boots, in EC2's words."""
     if value not in BOOT_MODES:
         raise ValueError(f"{shown(value)} is not a boot mode; use {' or '.join(map(shown, BOOT_MODES))}")
+    return str(value)
+
+
+def read_way(value: object) -> str:
+    """How disks get into AWS."""
+    if value not in WAYS:
+        raise ValueError(f"{shown(value)} is no way into AWS; use {' or '.join(map(shown, WAYS))}")
     return str(value)
 
 
@@ -277,6 +285,65 @@ class Ec2Site:
             why="drsync's own tags are there anyway.",
         ),
     ]
+    via: Annotated[
+        str,
+        Key(
+            name="via",
+            parse=read_way,
+            default="ebs",
+            meaning='How the disks get there: `"ebs"`, block by block, or `"vm-import"`, as images in a bucket.',
+            why="It needs no bucket and no role, and sends what differs only.",
+        ),
+    ]
+    bucket: Annotated[
+        str | None,
+        Key(
+            name="bucket",
+            parse=read_text,
+            meaning="For `vm-import`: where images lie while AWS reads them.",
+            why="Left out: there is none, and `vm-import` is refused.",
+        ),
+    ]
+    import_role: Annotated[
+        str,
+        Key(
+            name="import_role",
+            parse=read_text,
+            default="vmimport",
+            meaning="The role that VM Import takes on.",
+            why="AWS's own name for it.",
+        ),
+    ]
+    convert_guest: Annotated[
+        bool,
+        Key(
+            name="convert_guest",
+            parse=read_flag,
+            default=False,
+            meaning="Whether AWS changes the guests' drivers, network and boot loader (ImportImage).",
+            why="It takes from a quarter of an hour on, and takes only systems of AWS's list.",
+        ),
+    ]
+    fix_guest: Annotated[
+        bool,
+        Key(
+            name="fix_guest",
+            parse=read_flag,
+            default=False,
+            meaning="Whether drsync prepares the guests on the way, by libguestfs (preflight.md).",
+            why="A guest that is prepared in quiet times comes up sooner.",
+        ),
+    ]
+    preflight: Annotated[
+        bool,
+        Key(
+            name="preflight",
+            parse=read_flag,
+            default=True,
+            meaning="Whether a VM is looked into first, and refused if it would not boot.",
+            why="An instance that does not boot costs the minutes that count.",
+        ),
+    ]
 
 
 TARGETS: Final[Mapping[str, type[LibvirtSite] | type[Ec2Site]]] = {"libvirt": LibvirtSite, "ec2": Ec2Site}
@@ -400,6 +467,28 @@ class VmOverride:
             default=[],
             meaning="EC2: its security groups, instead of the site's.",
             why="Left out: the site's.",
+        ),
+    ]
+    via: Annotated[
+        str | None,
+        Key(name="via", parse=read_way, meaning='EC2: `"ebs"` or `"vm-import"`.', why="Left out: as the site says."),
+    ]
+    convert_guest: Annotated[
+        bool | None,
+        Key(
+            name="convert_guest",
+            parse=read_flag,
+            meaning="EC2: whether AWS converts the guest (for Windows).",
+            why="Left out: as the site says.",
+        ),
+    ]
+    fix_guest: Annotated[
+        bool | None,
+        Key(
+            name="fix_guest",
+            parse=read_flag,
+            meaning="EC2: whether drsync prepares the guest on the way.",
+            why="Left out: as the site says.",
         ),
     ]
     wait: Annotated[

@@ -8,23 +8,28 @@ from pathlib import Path
 from typing import Final
 
 from drsync.config.key import shown
+from drsync.config.limits import RATES, LimitsSettings, WindowSettings, with_windows
+from drsync.config.prune import PruneSettings
+from drsync.config.retention import Retention, RetentionSettings
 from drsync.config.settings import (
+    LISTS,
     SOURCES,
     TABLES,
     CloudSettings,
     Config,
     DaemonSettings,
     LibvirtSource,
-    LimitsSettings,
     ProtectSettings,
     QmpSource,
     RepositorySettings,
     SpoolSettings,
+    VerifySettings,
     VmSettings,
 )
 from drsync.config.table import TableReading, names_of
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import NAME_PATTERN, Consistency
+from drsync.retention import Rules
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Linux' sun_path is 108 bytes with its closing zero: nothing can connect to a longer path."""
@@ -89,17 +94,23 @@ class _Reading(TableReading):
         self._path = path
 
     def config(self, document: Mapping[str, object]) -> Config | None:
-        unknown = [name for name in document if name not in TABLES]
-        self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, TABLES)}" for name in unknown]
+        known = [name for name in TABLES if "." not in name]
+        unknown = [name for name in document if name not in known]
+        self.problems += [f"unknown table or key {shown(name)}; {self.nearest(name, known)}" for name in unknown]
         repository = self.table("[repository]", RepositorySettings, document.get("repository", {}))
         spool = self.table("[spool]", SpoolSettings, document.get("spool", {}))
-        limits = self.table("[limits]", LimitsSettings, document.get("limits", {}))
+        limits = self._limits(document.get("limits", {}))
+        verify = self.table("[verify]", VerifySettings, document.get("verify", {}))
+        retention = self._retention(document.get("retention"))
+        prune = self.table("[prune]", PruneSettings, document.get("prune", {}))
         daemon = self.table("[daemon]", DaemonSettings, document.get("daemon", {}))
         vms = self._vms(document.get("vm", []))
         protects = self._protects(document.get("protect", []))
         self._check_groups(vms, protects)
         clouds = self._clouds(document.get("cloud", []))
-        if repository is None or spool is None or limits is None or daemon is None:
+        if repository is None or spool is None or limits is None:
+            return None
+        if verify is None or prune is None or daemon is None:
             return None
         self._check_s3_only(repository)
         return Config(
@@ -107,19 +118,77 @@ class _Reading(TableReading):
             repository=repository,
             spool=spool,
             limits=limits,
+            verify=verify,
+            retention=retention,
+            prune=prune,
             vms=vms,
             protects=protects,
             clouds=clouds,
             daemon=daemon,
         )
 
+    def _limits(self, table: object) -> LimitsSettings | None:
+        own = {name: value for name, value in table.items() if name != "window"} if isinstance(table, dict) else table
+        windows = table.get("window", []) if isinstance(table, dict) else []
+        limits = self.table("[limits]", LimitsSettings, own, also_known={"window"})
+        if not isinstance(windows, list):
+            self.problems.append("limits.window is not a list of tables; write [[limits.window]], with two brackets")
+            return None
+        read = [self._window(number, window) for number, window in enumerate(windows, 1)]
+        if limits is None:
+            return None
+        return with_windows(limits, [window for window in read if window is not None])
+
+    def _window(self, number: int, table: object) -> WindowSettings | None:
+        where = f"[[limits.window]] number {number}"
+        window = self.table(where, WindowSettings, table)
+        if window is None:
+            return None
+        if all(getattr(window, name) is None for name in RATES):
+            self.problems.append(f"{where}: it limits nothing; set one of {', '.join(RATES)}")
+        if window.begin_min == window.end_min:
+            self.problems.append(f'{where}: from and to are the same; the whole day is from = "00:00", to = "24:00"')
+        return window
+
     def _check_s3_only(self, repository: RepositorySettings) -> None:
         if not repository.url.startswith("s3:"):
-            for name in ("endpoint_url", "region"):
-                if getattr(repository, name) is not None:
+            given = {"endpoint_url": repository.endpoint_url, "region": repository.region, "lock": repository.lock_s}
+            for name, value in given.items():
+                if value is not None:
                     self.problems.append(
                         f"[repository]: {name} is only for s3:// repositories; url is {repository.url}"
                     )
+
+    def _retention(self, table: object) -> Retention:
+        """`[retention]` and its exceptions, each of which has what it does not say from `[retention]`."""
+        if table is None:
+            return Retention(exceptions={})
+        general = {name: value for name, value in table.items() if name != "vm"} if isinstance(table, dict) else table
+        default = self._rules("[retention]", general)
+        exceptions = table.get("vm", {}) if isinstance(table, dict) else {}
+        if not isinstance(exceptions, dict):
+            self.problems.append('[retention]: vm is not a table; write [retention.vm."NAME OR PATTERN"]')
+            exceptions = {}
+        if default is None or not isinstance(general, dict):
+            return Retention(exceptions={})
+        found: dict[str, Rules] = {}
+        for name, own in exceptions.items():
+            rules = self._rules(f"[retention.vm.{shown(name)}]", general | own if isinstance(own, dict) else own)
+            if rules is not None:
+                found[name] = rules
+        return Retention(default=default, exceptions=found)
+
+    def _rules(self, where: str, table: object) -> Rules | None:
+        settings = self.table(where, RetentionSettings, table)
+        if settings is None:
+            return None
+        rules = settings.rules()
+        if rules == Rules(minimum_age=rules.minimum_age):
+            self.problems.append(
+                f"{where}: no rule keeps anything for long; set last, hourly, daily, weekly, monthly or yearly"
+            )
+            return None
+        return rules
 
     def _vms(self, tables: object) -> tuple[VmSettings, ...]:
         if not isinstance(tables, list):
@@ -205,7 +274,7 @@ class _Reading(TableReading):
     def nearest(self, name: str, known: Collection[str]) -> str:
         for table, kind in TABLES.items():
             if name in names_of(kind) and table != "protect":
-                return f"it belongs to {'[[vm]]' if table == 'vm' else f'[{table}]'}"
+                return f"it belongs to {f'[[{table}]]' if table in LISTS else f'[{table}]'}"
         sources = [source for source, kind in SOURCES.items() if name in names_of(kind)]
         if sources:
             return f"it belongs to [[vm]] with source = {' or '.join(map(shown, sources))}"

@@ -7,6 +7,7 @@ them by a test. Values are in the unit that their name says (`reserve_bytes`, `r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -17,21 +18,25 @@ from drsync.config.key import (
     read_disks,
     read_endpoint_url,
     read_keep,
+    read_lock,
     read_name,
     read_names,
     read_parallel,
     read_path,
-    read_rate,
     read_repository_url,
     read_size,
     read_switch,
     read_text,
     read_texts,
     read_uri,
+    read_within,
     shown,
 )
+from drsync.config.limits import LimitsSettings, WindowSettings
+from drsync.config.prune import PruneSettings
+from drsync.config.retention import Retention, RetentionSettings
 from drsync.model import Consistency, OnFreezeFailure
-from drsync.pace import Rate
+from drsync.store.lock import LockMode, LockPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +77,39 @@ class RepositorySettings:
             name="key_file",
             parse=read_path,
             default="/etc/drsync/repository.key",
-            meaning="The file with the repository's key. Only its owner may read it (mode 0600).",
+            meaning="The file with the repository's key, or the keys of some VMs (docs/keys.md). "
+            "Only its owner may read it.",
             why="Beside the configuration: the two belong to the host, not to the data.",
         ),
     ]
+    lock_s: Annotated[
+        float | None,
+        Key(
+            name="lock",
+            parse=read_lock,
+            meaning="Objects are locked for so long when they are made, 1d to 3650d, and the maintenance extends that "
+            "while they are needed. Only with `s3://`, and a bucket with Object Lock. The same on every host.",
+            why="Left out: nothing is locked. A bucket that can't lock would refuse every point. 30d is a good value.",
+        ),
+    ]
+    lock_mode: Annotated[
+        LockMode,
+        Key(
+            name="lock_mode",
+            parse=one_of(LockMode),
+            default="compliance",
+            meaning='Who can end a lock early: with `"compliance"` nobody, with `"governance"` who has the right '
+            "s3:BypassGovernanceRetention.",
+            why="A lock that can be opened will be. A mistake costs the space of one `lock`, no more.",
+        ),
+    ]
+
+    @property
+    def lock(self) -> LockPolicy | None:
+        """How objects are locked; None: they are not."""
+        if self.lock_s is None:
+            return None
+        return LockPolicy(mode=self.lock_mode, period=timedelta(seconds=self.lock_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,37 +149,17 @@ class SpoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitsSettings:
-    """`[limits]`: how much of the line and of the disks drsync may take."""
+class VerifySettings:
+    """`[verify]`: what is stored is read again, so that damage is found while it can be healed."""
 
-    upload: Annotated[
-        Rate,
+    within_s: Annotated[
+        float | None,
         Key(
-            name="upload",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that one drsync process sends to the repository, all VMs together.",
-            why="Nobody else knows what the line has to carry beside.",
-        ),
-    ]
-    seed_read: Annotated[
-        Rate,
-        Key(
-            name="seed_read",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that are read of a VM's disks while it is seeded.",
-            why="Reading waits for the line, which is mostly slower than the disks.",
-        ),
-    ]
-    cloud: Annotated[
-        Rate,
-        Key(
-            name="cloud",
-            parse=read_rate,
-            default="unlimited",
-            meaning="Bytes a second that one drsync process writes into EBS snapshots, all disks together.",
-            why="AWS takes about 500 MiB/s of an account; a line to it from outside should not be filled.",
+            name="within",
+            parse=read_within,
+            default="30d",
+            meaning="In this time the daemon reads and checks every byte of its VMs' points. At least 1d, or `never`.",
+            why="What a disk or a bucket loses is rarely noticed by itself; a month of reading is a trickle.",
         ),
     ]
 
@@ -485,6 +499,16 @@ class DaemonSettings:
             why="Left out: the machine's host name, in lower case, other characters replaced by `-`.",
         ),
     ]
+    heartbeat_s: Annotated[
+        float,
+        Key(
+            name="heartbeat",
+            parse=read_at_least_1s,
+            default="30s",
+            meaning="How often, at most, it is told when this host's VMs were last seen unchanged. At least 1s.",
+            why="One request tells of all VMs: 0.43 $ a month in AWS. What others see of an idle VM is so old.",
+        ),
+    ]
     stop_timeout_s: Annotated[
         float,
         Key(
@@ -505,6 +529,9 @@ class Config:
     repository: RepositorySettings
     spool: SpoolSettings
     limits: LimitsSettings
+    verify: VerifySettings
+    retention: Retention
+    prune: PruneSettings
     vms: Sequence[VmSettings]
     protects: Sequence[ProtectSettings]
     clouds: Sequence[CloudSettings]
@@ -523,9 +550,15 @@ TABLES: Final = {
     "repository": RepositorySettings,
     "spool": SpoolSettings,
     "limits": LimitsSettings,
+    "limits.window": WindowSettings,
+    "verify": VerifySettings,
+    "retention": RetentionSettings,
+    "prune": PruneSettings,
     "vm": VmSettings,
     "protect": ProtectSettings,
     "cloud": CloudSettings,
     "daemon": DaemonSettings,
 }
-"""The file's tables; `vm`, `protect` and `cloud` are lists. `[[vm]]` also takes the keys of its source."""
+"""The file's tables. `[[vm]]` also takes the keys of its source."""
+LISTS: Final = frozenset({"limits.window", "vm", "protect", "cloud"})
+"""Those of which there may be several."""

@@ -9,8 +9,11 @@
     ├── SourceError        50-59  QEMU, where bytes come from
     ├── SpoolError         60-69  the local directory in between
     ├── TargetError        70-79  where a VM comes back
-    ├── RecoveryError      80-89  VMs that came back, but are not up
-    ├── GuestError         90-99  the guest, held still for a capture
+    ├── RecoveryError      80-83  VMs that came back, but are not up
+    ├── PruneError         84-87  points that were dropped on purpose, and prune itself
+    ├── RetentionError     88-93  which points stay, and locks (88, 89, 92, 93)
+    ├── GuestError         90-91  the guest, held still for a capture
+    ├── DamageError        94-97  points that have lost a part of what they held
     └── CloudError       100-125  AWS, where a VM comes back as an instance
 
 Each class has a `code` (also the exit code of the command line; click uses 1
@@ -21,6 +24,8 @@ A message is lower case, names the object and the values, and has no full stop.
 
 from drsync.errors.base import DrsyncError
 from drsync.errors.cloud import (
+    BlockUnreadable,
+    CantFailBack,
     CantRunInCloud,
     CloudDenied,
     CloudError,
@@ -40,20 +45,27 @@ from drsync.errors.cloud import (
     ImportTimeout,
     InstanceNotUp,
     SnapshotFailed,
+    StillProtected,
     WontBoot,
 )
 from drsync.errors.config import (
     ConfigError,
     ConfigInvalid,
     ConfigMissing,
+    PassphraseUnusable,
     PlanInvalid,
+    SlotExists,
+    SlotNeeded,
     UnknownDisk,
     UnknownPoint,
+    UnknownSlot,
     UnknownVm,
 )
+from drsync.errors.damage import DamageError, MapUnwritable, PointDamaged, PointsHurt, RestoredInPart
 from drsync.errors.guest import FreezeFailed, GuestError, GuestHeld
 from drsync.errors.log import (
     ChainBroken,
+    EncodingWrong,
     Fenced,
     IntegrityError,
     LayerDamaged,
@@ -62,11 +74,14 @@ from drsync.errors.log import (
     PointLost,
     PointUnwritable,
 )
+from drsync.errors.prune import PointPruned, PrunedMeanwhile, PruneError, PruneRaced, PruneRefused
 from drsync.errors.recovery import NotStarted, NotUp, PlanFailed, RecoveryError, ReplaceUndone
 from drsync.errors.repository import (
     KeyFileExists,
     KeyFileExposed,
     KeyFileMissing,
+    KeyMissing,
+    KmsUnusable,
     RepositoryError,
     RepositoryExists,
     RepositoryMissing,
@@ -74,6 +89,7 @@ from drsync.errors.repository import (
     WrongKey,
     WrongRecoveryKey,
 )
+from drsync.errors.retention import LocksLapsing, LocksMissing, NotPinned, PinsBroken, RetentionError
 from drsync.errors.source import (
     CaptureFailed,
     CaptureTimeout,
@@ -125,7 +141,9 @@ from drsync.errors.target import (
 
 __all__ = [
     "BindingMissing",
+    "BlockUnreadable",
     "CantComeUp",
+    "CantFailBack",
     "CantRunInCloud",
     "CaptureFailed",
     "CaptureRunning",
@@ -142,11 +160,13 @@ __all__ = [
     "ConfigError",
     "ConfigInvalid",
     "ConfigMissing",
+    "DamageError",
     "DirectoryDenied",
     "DiskMissing",
     "DomainExists",
     "DomainMissing",
     "DrsyncError",
+    "EncodingWrong",
     "Fenced",
     "FixFailed",
     "FixUnavailable",
@@ -166,31 +186,50 @@ __all__ = [
     "KeyFileExists",
     "KeyFileExposed",
     "KeyFileMissing",
+    "KeyMissing",
     "KeyUnusable",
+    "KmsUnusable",
     "LayerDamaged",
     "LibraryMissing",
     "LibvirtMissing",
     "LibvirtUnreachable",
     "LiveUnavailable",
+    "LocksLapsing",
+    "LocksMissing",
     "LogError",
+    "MapUnwritable",
     "NoWayToCopy",
+    "NotPinned",
     "NotQmp",
     "NotStarted",
     "NotUp",
     "ObjectDamaged",
     "ObjectExists",
     "ObjectMissing",
+    "PassphraseUnusable",
+    "PinsBroken",
     "PlanFailed",
     "PlanInvalid",
+    "PointDamaged",
     "PointLost",
+    "PointPruned",
     "PointUnwritable",
+    "PointsHurt",
     "PoolUnusable",
+    "PruneError",
+    "PruneRaced",
+    "PruneRefused",
+    "PrunedMeanwhile",
     "RecoveryError",
     "ReplaceUndone",
     "RepositoryError",
     "RepositoryExists",
     "RepositoryMissing",
     "RepositoryTooNew",
+    "RestoredInPart",
+    "RetentionError",
+    "SlotExists",
+    "SlotNeeded",
     "SnapshotFailed",
     "SourceBusy",
     "SourceError",
@@ -200,6 +239,7 @@ __all__ = [
     "SpoolError",
     "SpoolFull",
     "SpoolUnusable",
+    "StillProtected",
     "StoreDenied",
     "StoreError",
     "StoreFull",
@@ -212,6 +252,7 @@ __all__ = [
     "TargetUnusable",
     "UnknownDisk",
     "UnknownPoint",
+    "UnknownSlot",
     "UnknownVm",
     "VolumeExists",
     "WontBoot",

@@ -1,4 +1,5 @@
-"""AWS, where a VM comes back as an instance: 100-109 what AWS says, 110-117 VM Import, 118-121 the guest's fitness."""
+"""AWS, where a VM comes back as an instance: 100-109 what AWS says, 110-115 VM Import, 116, 117, 121 the way home,
+118-120 the guest's fitness."""
 
 from drsync.errors.base import DrsyncError
 
@@ -145,12 +146,32 @@ class ImageUnfit(CloudError):
     remedy_template = "use --via ebs instead of --via vm-import: it takes disks of any content up to 64 TiB"
 
 
+class BlockUnreadable(CloudError):
+    """A block of a snapshot can't be had as AWS says that it is; what was read before stays."""
+
+    code = 116
+    retryable = True
+    template = "block {index} of snapshot {snapshot} in {region} can't be read: {problem}"
+    remedy_template = "run the same command again: it goes on where it was"
+
+
+class CantFailBack(CloudError):
+    """The VM's instance, or its volumes, are not there or can't be told; nothing was made."""
+
+    code = 117
+    template = "VM {vm} can't be failed back from {region}: {problem}"
+    remedy_template = "drsync failback {vm} --from ec2 --dry-run   (docs/ec2.md explains it in 'The way home')"
+
+
 class WontBoot(CloudError):
     """The point would not boot in EC2, as far as can be seen; nothing was written."""
 
     code = 118
     template = "VM {vm} would not come up in EC2 from point {point}: {problems}"
-    remedy_template = "drsync preflight {vm} --to ec2 --point {point}   (says what to do about each)"
+    remedy_template = (
+        "drsync preflight {vm} --to ec2 --point {point}   (says what to do about each; "
+        "restore --fix-guest mends most of it, --skip-preflight brings it up all the same)"
+    )
 
 
 class FixUnavailable(CloudError):
@@ -168,4 +189,14 @@ class FixFailed(CloudError):
     template = "preparing the guest on {path} failed at {step}: {problem}"
     remedy_template = (
         "drsync restore {vm} --to image --output OTHER-DIRECTORY   (without --fix-guest; then repair by hand)"
+    )
+
+
+class StillProtected(CloudError):
+    """The VM's log went on without the instance, so somebody else may still run the VM; nothing was made."""
+
+    code = 121
+    template = "VM {vm} went on without instance {instance}: {problem}"
+    remedy_template = (
+        "drsync failback {vm} --from ec2 --instance {instance} --take-over   (only if the instance is what counts)"
     )

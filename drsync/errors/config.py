@@ -53,3 +53,37 @@ class PlanInvalid(ConfigError):
     code = 18
     template = "{path}: {problem}"
     remedy_template = "edit {path}, then: drsync restore --plan {path} --dry-run   (docs/plan.md has every key)"
+
+
+class UnknownSlot(ConfigError):
+    """A command names a key slot that the repository does not have, or that can't be used so."""
+
+    code = 15
+    template = "the repository has no slot {slot} {use}; it has {known}"
+    remedy_template = "drsync key list"
+
+
+class SlotNeeded(ConfigError):
+    """The last recovery slot can't be removed: without it the repository would depend on a service or a memory."""
+
+    code = 16
+    template = "{slot} is the last recovery slot, which can't be removed"
+    remedy_template = "drsync key add recovery   (makes another one first)"
+
+
+class PassphraseUnusable(ConfigError):
+    """The passphrase can't be taken: too short, or the two that were typed differ; nothing was changed."""
+
+    code = 17
+    template = "the passphrase can't be used: {problem}"
+    remedy_template = (
+        "drsync key add passphrase   (with one of {least} characters or more, for example six random words)"
+    )
+
+
+class SlotExists(ConfigError):
+    """A key slot of that name is there already, or there are as many as there can be; nothing was changed."""
+
+    code = 19
+    template = "slot {slot} can't be added: {problem}"
+    remedy_template = "drsync key add --name NAME   (another name; drsync key list shows those that are taken)"

@@ -60,3 +60,15 @@ class PointUnwritable(LogError):
     code = 46
     template = "the point of VM {vm} can't be written: {problem}"
     remedy_template = "drsync config check   (set `disks` of VM {vm} to fewer ones; docs/format.md lists the limits)"
+
+
+class EncodingWrong(LogError):
+    """What was compressed and encrypted does not come back as it was; nothing was committed."""
+
+    code = 47
+    retryable = True
+    template = "a block of VM {vm} does not come back as it was encoded: {problem}"
+    remedy_template = (
+        "drsync capture {vm}   (if it happens again, this host's memory or its zstandard library is faulty: "
+        "test the memory, or protect the VM from another host)"
+    )

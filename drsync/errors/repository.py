@@ -66,8 +66,30 @@ class KeyFileExposed(RepositoryError):
 
 
 class WrongRecoveryKey(RepositoryError):
-    """What was given is not the recovery key of this repository."""
+    """What was given is not the recovery key, or passphrase, of this repository."""
 
     code = 27
-    template = "the recovery key does not open the repository at {url}: {problem}"
-    remedy_template = "drsync key recover   (type the key as `drsync init` printed it)"
+    template = "the {what} does not open the repository at {url}: {problem}"
+    remedy_template = "drsync key list   (shows what opens it; type the recovery key as it was printed)"
+
+
+class KeyMissing(RepositoryError):
+    """The key file has not the key that this needs: of another VM, or of a newer generation; nothing was changed."""
+
+    code = 28
+    template = "the key file {path} has no {wanted}; it has {held}"
+    remedy_template = (
+        "drsync key export {vm} --output FILE   (where the root key is; FILE then goes in the place of this host's "
+        "key file. A host that has the root key: drsync key recover)"
+    )
+
+
+class KmsUnusable(RepositoryError):
+    """KMS does not wrap or open a slot: access denied, key deleted or disabled, or nobody answers."""
+
+    code = 29
+    template = "slot {slot}: KMS can't {operation} with key {key}: {problem}"
+    remedy_template = (
+        "drsync key recover --unlock recovery   (opens the repository without KMS; `drsync key remove {slot}` takes "
+        "the slot out)"
+    )

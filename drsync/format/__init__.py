@@ -1,12 +1,15 @@
 """Bytes at rest: the twin of docs/format.md, which describes each byte.
 
-keys.py      root key → VM key → object keys; recovery slot; key file text
+keys.py      root key → VM key → object keys, of each generation; recovery key
+keytext.py   the text of a key file: the root keys, or the keys of some VMs
+ring.py      the key ring: all root keys, and the slots that open it (recovery, passphrase, KMS)
 names.py     the names of objects; the only place that builds one
 record.py    JSON, decoded
 frame.py     one block: compressed, encrypted
 seal.py      what segments, packs and maps have in common: frames, header, sealed index, footer
 segment.py   the index of a segment or pack: metadata and columns
 blockmap.py  pages and index of a block map
+horizon.py   which points survive, and what stands for the others
 columns.py   numbers back to back, each column checked against the bytes that are there
 
 Everything read is hostile until authenticated: sizes are bounded before they

@@ -7,6 +7,7 @@
             u32 containers | number u64[c] | object id 16[c]
             | container u16[blocks] | gap u32[held] | stored length u32[held], each byte-shuffled )
 
+A number also carries the generation of the key that its object is under (`with_generation`).
 A page that did not change since an older map is not written again: the index
 says in which map it lies. The gaps are from frame to frame within a container,
 so where blocks lie as they were written, all of them are 0.
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from drsync.format import Malformed
 from drsync.format.columns import U32, U64, Bytes2D, Columns, little_endian, shuffled, with_metadata
 from drsync.format.frame import MAX_FRAME_BYTES, TAG_BYTES
-from drsync.format.keys import OBJECT_ID_BYTES, ObjectKeys
+from drsync.format.keys import FIRST_GENERATION, MAX_GENERATIONS, OBJECT_ID_BYTES, ObjectKeys
 from drsync.format.names import MAX_SEQ
 from drsync.format.record import decode_record
 from drsync.format.seal import FRAMES_START, MAGIC, MAX_INDEX_BYTES, MAX_OBJECT_BYTES
@@ -50,6 +51,7 @@ _PURPOSE: Final = b"drsync map page\0"
 _NONCE: Final = struct.Struct("<IQ")
 _NUMBER: Final = struct.Struct("<Q")
 _PAGE_ENTRY_BYTES: Final = 12
+_GENERATION_SHIFT: Final = 48
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +65,7 @@ class MapDisk(_Strict, frozen=True):
     size_bytes: int
 
 
-class MapMeta(_Strict, frozen=True):
+class MapMeta(_Strict, frozen=True, omit_defaults=True):
     """Metadata of a map."""
 
     seq: int
@@ -74,6 +76,8 @@ class MapMeta(_Strict, frozen=True):
     """The point before `seq`; None if it is the first."""
     older: int
     disks: list[MapDisk]
+    horizon: int = 0
+    """The number of the horizon that the log was read under; the objects that the map names are those of that one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,8 @@ class OlderMaps:
 
     numbers: U64
     ids: Bytes2D
+    generations: U64
+    """Of the root key that each is under."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -109,6 +115,8 @@ class PageContainer:
     number: int
     """Of the segment; 0: it is a pack."""
     object_id: bytes
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +128,25 @@ class Page:
     """Index into `containers`, or NO_CONTAINER."""
     offsets: U32
     lengths: U32
+
+
+def with_generation(number: int, generation: int) -> int:
+    """A number as a map has it: the generation of its object's key stands in the upper 16 bits, less one.
+
+    Raises:
+        Malformed: the number is so high that it can't; nothing must be stored.
+    """
+    if number >= 1 << _GENERATION_SHIFT:
+        raise Malformed(f"segment {number} has a number that no map can name")
+    return (generation - FIRST_GENERATION) << _GENERATION_SHIFT | number
+
+
+def _without_generations(column: U64) -> tuple[U64, U64]:
+    """The numbers of a column, and the generations that stand in it."""
+    generations = (column >> np.uint64(_GENERATION_SHIFT)) + np.uint64(FIRST_GENERATION)
+    if np.any(generations > MAX_GENERATIONS):
+        raise Malformed("it names an object under a key of a generation that none has")
+    return column & np.uint64((1 << _GENERATION_SHIFT) - 1), generations
 
 
 def page_count(size_bytes: int) -> int:
@@ -155,7 +182,7 @@ def encode_page(page: Page) -> bytes:
     return b"".join(
         [
             little_endian(np.array([len(page.containers)], np.uint32)),
-            little_endian(np.array([c.number for c in page.containers], np.uint64)),
+            little_endian(np.array([with_generation(c.number, c.generation) for c in page.containers], np.uint64)),
             *(c.object_id for c in page.containers),
             shuffled((page.held_by + 1).astype(np.uint16)),
             shuffled(gaps.astype(np.uint32)),
@@ -172,7 +199,8 @@ def decode_page(plain: bytes, blocks: int, newest: int) -> Page:
     """
     columns = Columns(plain, "page")
     count = int(columns.u32(1)[0])
-    numbers, ids = columns.u64(count), columns.rows_of(count, OBJECT_ID_BYTES)
+    numbers, generations = _without_generations(columns.u64(count))
+    ids = columns.rows_of(count, OBJECT_ID_BYTES)
     held_by = columns.shuffled(blocks, 2) - 1
     at = np.flatnonzero(held_by != NO_CONTAINER)
     gaps, lengths = columns.shuffled(len(at), 4), columns.shuffled(len(at), 4)
@@ -186,7 +214,10 @@ def decode_page(plain: bytes, blocks: int, newest: int) -> Page:
     if np.any((offsets < FRAMES_START) | (offsets + lengths > MAX_OBJECT_BYTES)):
         raise Malformed("its page has a frame outside of any object")
     page = Page(
-        containers=[PageContainer(number=int(n), object_id=i.tobytes()) for n, i in zip(numbers, ids, strict=True)],
+        containers=[
+            PageContainer(number=int(n), object_id=i.tobytes(), generation=int(g))
+            for n, i, g in zip(numbers, ids, generations, strict=True)
+        ],
         held_by=held_by.astype(np.int32),
         offsets=np.zeros(blocks, np.uint32),
         lengths=np.zeros(blocks, np.uint32),
@@ -240,7 +271,7 @@ def open_page(keys: ObjectKeys, stored: bytes, offset: int, binding: bytes, numb
         raise Malformed(f"its page {number} at offset {offset} does not authenticate") from err
     try:
         size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= MAX_PAGE_BYTES:
+        if not 0 < size <= MAX_PAGE_BYTES:  # see seal._decompress
             raise Malformed(f"its page {number} claims {size} bytes")
         return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
     except zstandard.ZstdError as err:
@@ -254,7 +285,8 @@ def map_index_bound(meta_bytes: int, pages: int) -> int:
 
 def encode_map(meta: MapMeta, older: OlderMaps, tables: Sequence[PageTable]) -> bytes:
     """The index of a map; a table for each disk of `meta`."""
-    parts = [with_metadata(meta), little_endian(older.numbers), older.ids.tobytes()]
+    numbers = [with_generation(int(n), int(g)) for n, g in zip(older.numbers, older.generations, strict=True)]
+    parts = [with_metadata(meta), little_endian(np.array(numbers, np.uint64)), older.ids.tobytes()]
     for table in tables:
         parts += [little_endian(column) for column in (table.sources, table.offsets, table.lengths)]
     return b"".join(parts)
@@ -269,7 +301,8 @@ def decode_map(index: bytes, frames_end: int) -> tuple[MapMeta, OlderMaps, list[
     columns = Columns(index)
     meta = decode_record(columns.metadata(), MapMeta)
     _check_meta(meta)
-    older = OlderMaps(numbers=columns.u64(meta.older), ids=columns.rows_of(meta.older, OBJECT_ID_BYTES))
+    numbers, generations = _without_generations(columns.u64(meta.older))
+    older = OlderMaps(numbers=numbers, ids=columns.rows_of(meta.older, OBJECT_ID_BYTES), generations=generations)
     if np.any((older.numbers == 0) | (older.numbers > meta.seq)):
         raise Malformed("it uses a map of a point that is not older")
     tables: list[PageTable] = []
@@ -290,6 +323,8 @@ def _check_meta(meta: MapMeta) -> None:
         raise Malformed("its parent is not an earlier point")
     if len({d.name for d in meta.disks}) != len(meta.disks) or len(meta.disks) > MAX_DISKS:
         raise Malformed("its disks are not distinct, or too many")
+    if not 0 <= meta.horizon <= MAX_SEQ:
+        raise Malformed("it is of a horizon that there can't be")
     for disk in meta.disks:
         if not is_name(disk.name) or not 0 <= disk.size_bytes <= MAX_DISK_BYTES:
             raise Malformed("a disk has a name or size that no disk has")

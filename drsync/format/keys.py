@@ -6,13 +6,17 @@
 
 A host can be given just the VM keys of its own VMs. Object ids are random 128
 bits, so no key encrypts twice under one nonce, whatever is forked or rolled back.
+
+A rotation adds a root key: generation 2, 3 … New objects are made under the newest
+one, and say so; those that are there stay under theirs.
 """
 
 import base64
 import hashlib
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,9 +30,12 @@ OBJECT_ID_BYTES: Final = 16
 _RECOVERY_CHECK_BYTES: Final = 3  # 35 bytes are 56 base32 digits, without padding
 _BASE32: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
 _KEY_FILE_WORD: Final = "drsync-root-key"
+FIRST_GENERATION: Final = 1
+MAX_GENERATIONS: Final = 256
 
 
-def _derive(key: bytes, salt: bytes, info: bytes) -> bytes:
+def derive(key: bytes, salt: bytes, info: bytes) -> bytes:
+    """32 bytes of HKDF-SHA-256."""
     return HKDF(SHA256(), KEY_BYTES, salt, info).derive(key)
 
 
@@ -55,13 +62,49 @@ class VmKey:
 
     def of_object(self, object_id: bytes) -> ObjectKeys:
         return ObjectKeys(
-            _derive(self.secret, object_id, b"drsync frame"),
-            _derive(self.secret, object_id, b"drsync index"),
-            _derive(self.secret, b"", b"drsync content hash"),
+            derive(self.secret, object_id, b"drsync frame"),
+            derive(self.secret, object_id, b"drsync index"),
+            derive(self.secret, b"", b"drsync content hash"),
         )
 
     def of_heartbeat(self) -> bytes:
-        return _derive(self.secret, b"", b"drsync heartbeat")
+        return derive(self.secret, b"", b"drsync heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class VmKeys:
+    """A VM's keys of all generations, the oldest first; never shown."""
+
+    generations: tuple[VmKey, ...] = field(repr=False)
+
+    @property
+    def newest(self) -> int:
+        """The generation that new objects are made under."""
+        return len(self.generations)
+
+    def of(self, generation: int) -> VmKey:
+        """The key of a generation.
+
+        Raises:
+            LookupError: there is none.
+        """
+        if not FIRST_GENERATION <= generation <= self.newest:
+            raise LookupError(generation)
+        return self.generations[generation - 1]
+
+    def of_object(self, object_id: bytes, generation: int) -> ObjectKeys:
+        """The keys of an object that was made under a generation.
+
+        Hashes are always keyed by the first one, so that a resync can compare across a rotation; they are
+        seen by those alone who open the index.
+
+        Raises:
+            LookupError: there is no key of that generation.
+        """
+        keys = self.of(generation).of_object(object_id)
+        if generation == FIRST_GENERATION:
+            return keys
+        return ObjectKeys(keys.frame, keys.index, self.generations[0].of_object(object_id).content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +118,11 @@ class RootKey:
         return cls(secrets.token_bytes(KEY_BYTES))
 
     def of_vm(self, repository_id: bytes, vm: str) -> VmKey:
-        return VmKey(_derive(self.secret, repository_id, b"drsync vm\0" + vm.encode()))
+        return VmKey(derive(self.secret, repository_id, b"drsync vm\0" + vm.encode()))
 
     def check(self, repository_id: bytes) -> bytes:
         """A value that tells, without the data, whether this is the repository's key."""
-        return _derive(self.secret, repository_id, b"drsync key check")[:16]
+        return derive(self.secret, repository_id, b"drsync key check")[:16]
 
     def to_text(self) -> str:
         """The line that a key file holds."""
@@ -100,6 +143,78 @@ class RootKey:
         if word != _KEY_FILE_WORD or len(secret) != KEY_BYTES:
             raise Malformed("is not a drsync key file")
         return cls(secret)
+
+
+@dataclass(frozen=True, slots=True)
+class RootKeys:
+    """A repository's root keys of all generations, the oldest first; never shown."""
+
+    generations: tuple[RootKey, ...] = field(repr=False)
+
+    @property
+    def newest(self) -> int:
+        return len(self.generations)
+
+    @property
+    def described(self) -> str:
+        """What is held, for a message."""
+        return "the root key" if self.newest == 1 else f"the root keys of generations 1 to {self.newest}"
+
+    def of_vm(self, repository_id: bytes, vm: str) -> VmKeys:
+        return VmKeys(tuple(root.of_vm(repository_id, vm) for root in self.generations))
+
+    def of_vms(self, repository_id: bytes, vms: Iterable[str]) -> "HostKeys":
+        """The keys of these VMs alone, for a host that shall read no others."""
+        return HostKeys(repository_id, {vm: self.of_vm(repository_id, vm) for vm in sorted(set(vms))})
+
+    def checks(self, repository_id: bytes) -> list[str]:
+        """The check (hex) of each generation."""
+        return [root.check(repository_id).hex() for root in self.generations]
+
+    def begins(self, other: "RootKeys") -> bool:
+        """Whether `other` is these keys, and perhaps more."""
+        return other.generations[: self.newest] == self.generations
+
+
+@dataclass(frozen=True, slots=True)
+class HostKeys:
+    """The keys of some VMs of one repository, and of no others; never shown."""
+
+    repository_id: bytes
+    vms: Mapping[str, VmKeys] = field(repr=False)
+
+    @property
+    def newest(self) -> int:
+        return max((keys.newest for keys in self.vms.values()), default=FIRST_GENERATION)
+
+    @property
+    def described(self) -> str:
+        """What is held, for a message."""
+        named = sorted(self.vms)
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        return f"keys of {', '.join(named[:8]) or 'no VM'}{more} alone"
+
+    def of_vm(self, repository_id: bytes, vm: str) -> VmKeys:
+        """The keys of a VM.
+
+        Raises:
+            LookupError: it has none.
+        """
+        if repository_id != self.repository_id:
+            raise LookupError(vm)
+        return self.vms[vm]
+
+    def of_vms(self, repository_id: bytes, vms: Iterable[str]) -> "HostKeys":
+        """As RootKeys.of_vms.
+
+        Raises:
+            LookupError: it has no key of one of them.
+        """
+        return HostKeys(repository_id, {vm: self.of_vm(repository_id, vm) for vm in sorted(set(vms))})
+
+
+Keys: TypeAlias = RootKeys | HostKeys
+"""What a key file holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +275,4 @@ class RecoveryKey:
         return RootKey(secret)
 
     def _wrapping_key(self, repository_id: bytes) -> bytes:
-        return _derive(self.secret, repository_id, b"drsync recovery slot")
+        return derive(self.secret, repository_id, b"drsync recovery slot")

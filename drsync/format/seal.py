@@ -1,4 +1,4 @@
-"""What segments, packs and maps have in common: one object, sealed (docs/format.md, "Objects").
+"""What segments, packs, maps and pin records have in common: one object, sealed (docs/format.md, "Objects").
 
     0              magic "DRSYNC1\\n"
     8              frames, back to back
@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from drsync.format import FORMAT_VERSION, Malformed
-from drsync.format.keys import ObjectKeys
+from drsync.format.keys import FIRST_GENERATION, MAX_GENERATIONS, ObjectKeys
 from drsync.format.record import decode_record
 
 MAGIC: Final = b"DRSYNC1\n"
@@ -42,13 +42,16 @@ _INDEX_NONCE: Final = bytes(12)  # the index key seals exactly one index
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an object says of itself in the clear; authenticated as associated data of its index."""
 
-    kind: Literal["segment", "pack", "map"]
+    kind: Literal["segment", "pack", "map", "merged", "horizon", "pin", "damage"]
     repository: str
     vm: str
     object: str
     seq: int
-    """The number of a segment, or of the point that a map shows; 0 for a pack."""
+    """The number of a segment, horizon or pin record, of the last segment that a merged one stands for, of the point
+    that a map shows, or of the segment that is damaged; 0 for a pack."""
     format: int = FORMAT_VERSION
+    generation: int = FIRST_GENERATION
+    """Of the root key that the object's keys come from; left out of the JSON if it is the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,7 @@ def seal(buffer: memoryview, frames_end: int, header: Header, index: bytes, keys
         Malformed: it would be larger than a reader takes; nothing must be stored.
     """
     buffer[:FRAMES_START] = MAGIC
-    head = msgspec.json.encode(header)
+    head = encode_header(header)
     packed = zstandard.ZstdCompressor(level=3).compress(index)
     sealed = AESGCM(keys.index).encrypt(_INDEX_NONCE, packed, head)
     if len(head) > MAX_HEADER_BYTES or max(len(index), len(sealed)) > MAX_INDEX_BYTES:
@@ -110,6 +113,14 @@ def seal(buffer: memoryview, frames_end: int, header: Header, index: bytes, keys
     buffer[at : at + FOOTER_BYTES] = footer
     digest.update(footer)
     return Sealed(length=at + FOOTER_BYTES, sha256=digest.digest(), index_sha256=hashlib.sha256(sealed).digest())
+
+
+def encode_header(header: Header) -> bytes:
+    """The JSON of a header; before a rotation it is as it was before there were generations."""
+    fields = msgspec.structs.asdict(header)
+    if header.generation == FIRST_GENERATION:
+        del fields["generation"]
+    return msgspec.json.encode(fields)
 
 
 def sealed_bound(index_bytes: int) -> int:
@@ -183,13 +194,15 @@ def parse_header(head: bytes) -> Header:
         raise Malformed("its header has no object id")
     if not 1 <= header.format <= FORMAT_VERSION:
         raise Malformed(f"its format {header.format} is not one that this drsync knows")
+    if not FIRST_GENERATION <= header.generation <= MAX_GENERATIONS:
+        raise Malformed(f"its key is of generation {header.generation}, which none has")
     return header
 
 
 def _decompress(packed: bytes) -> bytes:
     try:
         size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= MAX_INDEX_BYTES:
+        if not 0 < size <= MAX_INDEX_BYTES:  # 0 is what a frame to skip tells, of any size, and then no bound holds
             raise Malformed(f"its index claims {size} bytes")
         return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
     except zstandard.ZstdError as err:

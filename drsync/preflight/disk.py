@@ -97,7 +97,7 @@ class PointDisk:
         data = memoryview(self._objects.store.get_range(fetch.container.name, fetch.start, fetch.length))
         self.fetched_bytes += fetch.length
         self.requests += 1
-        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id))
+        opener = FrameOpener(self._objects.keys_of(fetch.container.object_id, fetch.container.generation))
         rows = zip(fetch.blocks.tolist(), fetch.offsets.tolist(), fetch.lengths.tolist(), strict=True)
         for block, offset, length in rows:
             frame = data[offset - fetch.start : offset - fetch.start + length]

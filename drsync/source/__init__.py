@@ -27,6 +27,9 @@ Rules, checked for every source by tests/contract/test_source.py and test_source
       that fixes the instant of all disks is made in it, and nothing more; it is left before the
       copying is waited for. What it raises, entered or left, fails the capture (C3) and comes out as it is.
 - C8  `pause` stops only a guest that runs, `resume` starts only one that is paused.
+- C11 a capture reads no faster than its `pace`, all disks together, and goes on at another limit a second after
+      that has changed. What the guest is about to overwrite is copied at once, whatever the pace. (In libvirt's
+      push mode QEMU begins without a limit, and is told it then: 64 MiB may be on their way.)
 
 **Live reading**, for a seed (docs/decisions/0004-seed.md), takes no instant: bitmaps
 begin to record (`begin_recording`), then each block is read as it is at that
@@ -48,11 +51,12 @@ from typing import Final, Protocol, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drsync.model import CaptureId, Consistency, Kind, Pace, Progress
+from drsync.model import CaptureId, Consistency, Kind, NoPace, Pace, Progress
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
+NO_PACE: Final = NoPace()
 INSTANT_TIMEOUT_S: Final = 60.0
 """How long the call that fixes the instant may take when nobody is held still for it: longer is a hang."""
 
@@ -207,6 +211,7 @@ class Source(Protocol):
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         """Write one layer a disk, all of one instant, and start the bitmaps of `capture`.
 
@@ -215,7 +220,8 @@ class Source(Protocol):
         If less than `keep_free_bytes` are free where the layers grow, it is cancelled: a guest
         whose old blocks can't be copied away any more would get write errors. After any
         failure, the layer files that it made are gone. The call that fixes the instant, and the
-        reading of the clock just before it, are wrapped in `instant`.
+        reading of the clock just before it, are wrapped in `instant`. The disks are read at `pace`,
+        all together; a limit that changes meanwhile holds a second later.
 
         Raises:
             CaptureFailed: a job failed or was refused; the new bitmaps are removed again.

@@ -20,7 +20,7 @@ _EFFECTIVE: Final = 2
 """Column of the effective id behind "Uid:" and "Gid:" in /proc/<pid>/status (proc(5))."""
 
 
-def copy_pace(qemu_version: tuple[int, int, int]) -> Action:
+def copy_tuning(qemu_version: tuple[int, int, int]) -> Action:
     """Arguments of blockdev-backup: how much it copies at once.
 
     QEMU copies 64 pieces of 1 MiB side by side, unless it is told otherwise. They fill its 64
@@ -67,18 +67,23 @@ class DiskCopy:
         """Transaction action: the new bitmap records from now on."""
         return begin_bitmap(self.node.node_name, self.bitmap, self.node.keeps_bitmaps)
 
-    def begin_backup(self, pace: Action) -> Action:
-        """Transaction action: copy the disk as it is now, at a `copy_pace`; the job stays until dismissed."""
+    def begin_backup(self, tuning: Action, speed: int) -> Action:
+        """Transaction action: copy the disk as it is now, by a `copy_tuning`; the job stays until dismissed.
+
+        `speed` is bytes a second, 0 = no limit. It holds for the copying alone: what a guest is about to
+        overwrite is copied at once.
+        """
         data: Action = {
             "job-id": self.job,
             "device": self.node.node_name,
             "target": self.layer_node,
+            "speed": speed,
             "auto-finalize": True,
             "auto-dismiss": False,
             "on-source-error": "report",
             "on-target-error": "report",
         }
-        return {"type": "blockdev-backup", "data": data | pace | self._extent()}
+        return {"type": "blockdev-backup", "data": data | tuning | self._extent()}
 
     def _extent(self) -> Action:
         """Which blocks the job copies.

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 
 from drsync.errors import CaptureFailed
-from drsync.model import BLOCK_SIZE, Clock, Kind, NoPace, block_count
+from drsync.model import BLOCK_SIZE, Clock, Kind, Pace, block_count
 from drsync.qcow2 import ENTRY_ABSENT, ENTRY_ZERO, TABLE_BLOCKS, ImageWriter
 from drsync.source import Base, DiskSurvey, LiveReader
 from drsync.source.backup import make_layer
@@ -73,8 +73,8 @@ class PulledCopy:
         """
         self._job.begin(self._text, checkpoint)
 
-    def write(self, layers: Mapping[str, Path], watch: Watch, *, deadline_s: float) -> None:
-        """Fill the layers.
+    def write(self, layers: Mapping[str, Path], watch: Watch, *, deadline_s: float, pace: Pace) -> None:
+        """Fill the layers, reading at `pace`.
 
         Raises:
             TimeoutError: the clock's `monotonic_s` passed `deadline_s`.
@@ -99,7 +99,7 @@ class PulledCopy:
                 export,
                 size_bytes=disk.size_bytes,
                 bitmap=bitmap,
-                pace=NoPace(),
+                pace=_Looking(pace, lambda: self._look(deadline_s)),
                 depth=READS,
                 piece_blocks=_READ_BLOCKS,
             )
@@ -125,6 +125,29 @@ class PulledCopy:
         if self._job.scratch.is_spent(now_s):
             problem = "the guest overwrites more during the copy than the spool has room for"
             raise CaptureFailed(vm=self._job.vm, operation="copying", problem=problem)
+
+
+class _Looking:
+    """A Pace that lets `look` look around while it waits."""
+
+    def __init__(self, pace: Pace, look: Callable[[], None]) -> None:
+        self._pace = pace
+        self._look = look
+
+    def limit_bytes_per_s(self) -> float | None:
+        return self._pace.limit_bytes_per_s()
+
+    def take_now(self, size_bytes: int) -> bool:
+        return self._pace.take_now(size_bytes)
+
+    def take(self, size_bytes: int) -> None:
+        left = size_bytes
+        while left > 0:
+            limit = self._pace.limit_bytes_per_s()
+            part = left if limit is None else min(left, max(1, int(limit * _LOOK_S)))
+            self._pace.take(part)
+            left -= part
+            self._look()
 
 
 @contextmanager

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import libvirt
 
-from drsync.model import Clock
+from drsync.model import Clock, Pace
+from drsync.source.jobs import speed_of
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused, is_error
 from drsync.source.libvirt_xml import backup_targets
 
@@ -33,6 +35,31 @@ _CLOSE_TIMEOUT_S: Final = 30.0
 """libvirt tells of a job's end a moment before QEMU has closed the layers; longer means that QEMU hangs."""
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """struct flock of fcntl(2) on 64-bit Linux."""
+
+
+class CopySpeeds:
+    """Tells QEMU, through libvirt, how fast it may copy the disks of a push-mode backup, all together."""
+
+    def __init__(self, domain: LibvirtDomain, targets: Sequence[str], pace: Pace) -> None:
+        self._domain = domain
+        self._targets = targets
+        self._pace = pace
+        self._told = 0
+
+    def look(self) -> None:
+        """Tell it again if the limit is another one now. A disk that is copied already takes none: it needs none."""
+        speed = speed_of(self._pace, len(self._targets))
+        if speed == self._told:
+            return
+        self._told = speed
+        log.debug("vm=%s virDomainBlockJobSetSpeed %d", self._domain.vm, speed)
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        for target in self._targets:
+            set_speed = partial(self._domain.handle.blockJobSetSpeed, target, speed, flags)
+            try:
+                self._domain.call("virDomainBlockJobSetSpeed", set_speed)
+            except LibvirtRefused as err:
+                log.debug("vm=%s disk=%s takes no limit: %s", self._domain.vm, target, err)
 
 
 class BackupFailed(Exception):

@@ -29,10 +29,10 @@ import libvirt
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LiveUnavailable, SourceLost
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
-from drsync.source.backup import boot_of_host, copy_pace, make_layer
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
+from drsync.source.backup import boot_of_host, copy_tuning, make_layer
 from drsync.source.bitmap import Owner, decide
-from drsync.source.jobs import JobFailed, Jobs
+from drsync.source.jobs import JobFailed, Jobs, speed_of
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
 from drsync.source.libvirt_definition import describe, is_other_image
@@ -99,13 +99,14 @@ class OfflineSource:
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
         try:
             with self._translated(), self._staying_off():
-                return self._capture(capture, base, disks, layers, made, instant, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, made, instant, watch, deadline_s, pace)
         except BaseException as err:
             self._abandon(capture, made, err)
             if isinstance(err, TimeoutError):
@@ -198,6 +199,7 @@ class OfflineSource:
         instant: Instant,
         watch: Watch,
         deadline_s: float,
+        pace: Pace,
     ) -> CaptureResult:
         self._domain.check_run("capture")
         xml = domain_xml(self._domain, self._options)
@@ -209,7 +211,7 @@ class OfflineSource:
             self._add_bitmaps(capture, xml, disks)
         before = identities(xml)
         definition = self._definition(xml, before)
-        self._copy(capture, base, disks, layers, xml, watch, deadline_s)
+        self._copy(capture, base, disks, layers, xml, watch, deadline_s, pace)
         if identities(xml) != before:
             raise self._failed("copying", "an image was changed meanwhile")
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
@@ -241,16 +243,19 @@ class OfflineSource:
         xml: DomainXml,
         watch: Watch,
         deadline_s: float,
+        pace: Pace,
     ) -> None:
         with self._reading(xml) as (daemon, graph):
             jobs = Jobs(daemon.monitor, self._clock)
-            pace = copy_pace(daemon.monitor.qemu_version())
+            tuning = copy_tuning(daemon.monitor.qemu_version())
             started = []
+            changed = [disk for disk in disks if disk.kind is not Kind.INCREMENTAL or disk.copy_bytes]
+            speed = speed_of(pace, len(changed))
             for index, disk in enumerate(disks):
                 node = graph.node(disk.name)
                 if node is None or node.image.virtual_size != disk.size_bytes:
                     raise self._failed("blockdev-add", f"disk {disk.name} is not as it was surveyed")
-                if disk.kind is Kind.INCREMENTAL and not disk.copy_bytes:
+                if disk not in changed:
                     continue  # an empty layer says that nothing changed
                 layer, job = f"layer-{index}", self._owner.job(capture, index)
                 file = {"driver": "file", "filename": str(layers[disk.name])}
@@ -261,13 +266,15 @@ class OfflineSource:
                     "device": disk.name,
                     "target": layer,
                     "auto-dismiss": False,
-                    **pace,
+                    "speed": speed,
+                    **tuning,
                     **extent,
                 }
                 daemon.monitor.execute("blockdev-backup", arguments)
                 started.append((job, layer))
             try:
-                jobs.wait([job for job, _ in started], deadline_s=deadline_s, on_progress=watch.tick)
+                ids = [job for job, _ in started]
+                jobs.wait(ids, deadline_s=deadline_s, on_progress=watch.tick, pace=pace, speed=speed)
             finally:
                 jobs.end(self._owner.owns_job, timeout_s=_CANCEL_TIMEOUT_S)
             for _, layer in started:

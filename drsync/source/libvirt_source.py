@@ -30,14 +30,14 @@ import libvirt
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LibraryMissing, LiveUnavailable, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.backup import boot_of_host, make_layer
 from drsync.source.bitmap import Owner, no_increment
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
 from drsync.source.libvirt_copy import pulled_copy
 from drsync.source.libvirt_definition import describe, describe_disks, is_other_image
-from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, wait_until_closed
+from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, CopySpeeds, wait_until_closed
 from drsync.source.libvirt_pull import PullOptions, check_pull
 from drsync.source.libvirt_scratch import remove_scratch
 from drsync.source.libvirt_slices import open_view
@@ -120,12 +120,13 @@ class LibvirtSource:
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, base, disks, layers, instant, watch, deadline_s)
+                return self._capture(capture, base, disks, layers, instant, watch, deadline_s, pace)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
@@ -247,6 +248,7 @@ class LibvirtSource:
         instant: Instant,
         watch: Watch,
         deadline_s: float,
+        pace: Pace,
     ) -> CaptureResult:
         self._domain.check_run("capture")
         self._refuse_while_busy()
@@ -257,7 +259,7 @@ class LibvirtSource:
         found = [path for path in layers.values() if path.exists()]
         try:
             self._copying.touch()
-            time = copy(capture, base, disks, layers, xml, instant, watch, deadline_s)
+            time = copy(capture, base, disks, layers, xml, instant, watch, deadline_s, pace)
             self._copying.unlink(missing_ok=True)
         except BaseException as err:
             self._abandon(capture, [path for path in layers.values() if path not in found], err)
@@ -290,6 +292,7 @@ class LibvirtSource:
         instant: Instant,
         watch: Watch,
         deadline_s: float,
+        pace: Pace,
     ) -> datetime:
         if self._options.pull is None:
             raise self._failed("virDomainBackupBegin", "there is no place for scratch files")
@@ -304,7 +307,7 @@ class LibvirtSource:
                     self._unserved.write_text(self.incarnation())
                     raise self._failed("virDomainBackupBegin", str(err)) from err
             try:
-                copy.write(layers, watch, deadline_s=deadline_s)
+                copy.write(layers, watch, deadline_s=deadline_s, pace=pace)
             except SourceLost as err:  # QEMU hangs up, too, when it can't read a disk
                 self._domain.check_run("reading")
                 raise self._failed("reading", f"a disk can't be read, it seems: {err.fields['problem']}") from err
@@ -320,12 +323,19 @@ class LibvirtSource:
         instant: Instant,
         watch: Watch,
         deadline_s: float,
+        pace: Pace,
     ) -> datetime:
         for disk in disks:
             make_layer(layers[disk.name], disk.size_bytes, xml.qemu_user)
         with self._jobs.watched() as ended:
             time = self._begin(capture, self._plan(base, disks, layers, xml), xml, instant)
-            self._jobs.wait(ended, deadline_s=deadline_s, on_progress=watch.tick)
+            speeds = CopySpeeds(self._domain, [disk.name for disk in disks], pace)
+
+            def on_progress(done_bytes: int, total_bytes: int) -> None:
+                speeds.look()
+                watch.tick(done_bytes, total_bytes)
+
+            self._jobs.wait(ended, deadline_s=deadline_s, on_progress=on_progress)
         wait_until_closed([layers[disk.name] for disk in disks], self._clock)
         return time
 

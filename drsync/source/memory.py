@@ -19,7 +19,7 @@ import numpy as np
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost, SpoolUnusable
 from drsync.model import BLOCK_SIZE, CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
 from drsync.qcow2 import ENTRY_ZERO, TABLE_BLOCKS, Entries, ImageWriter
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, Numbers, Presence, at_once
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, Numbers, Presence, at_once
 from drsync.source.bitmap import DirtyBitmap, Owner, decide
 from drsync.source.watch import Watch
 
@@ -164,6 +164,7 @@ class MemorySource:
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         watch = Watch(self._vm.name, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         made: list[Path] = []
@@ -177,6 +178,7 @@ class MemorySource:
             total_bytes = sum(len(copy.blocks) for copy in copies) * BLOCK_SIZE
             watch.tick(0, total_bytes)
             for copy in copies:
+                pace.take(len(copy.blocks) * BLOCK_SIZE)
                 copy.write()
             watch.tick(total_bytes, total_bytes)
         except TimeoutError as err:

@@ -29,11 +29,11 @@ from typing import Final, Self
 
 from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, SourceLost
 from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
-from drsync.source import Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
-from drsync.source.backup import DiskCopy, copy_pace, identity, incarnation_of, make_layer
+from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, LiveView, at_once
+from drsync.source.backup import DiskCopy, copy_tuning, identity, incarnation_of, make_layer
 from drsync.source.bitmap import Action, Owner, begin_bitmap, decide
 from drsync.source.definition import describe
-from drsync.source.jobs import JobFailed, Jobs
+from drsync.source.jobs import JobFailed, Jobs, speed_of
 from drsync.source.live import Exports
 from drsync.source.monitor import CommandRefused, Monitor
 from drsync.source.nodes import BlockGraph, Device, Export, Node, choose_disks
@@ -106,12 +106,14 @@ class QmpSource:
         keep_free_bytes: int = 0,
         progress: Progress | None = None,
         instant: Instant = at_once,
+        pace: Pace = NO_PACE,
     ) -> CaptureResult:
         deadline_s = self._clock.monotonic_s() + timeout_s
         watch = Watch(self._options.vm, layers, keep_free_bytes=keep_free_bytes, progress=progress)
         try:
             with self._translated():
-                return self._capture(capture, self._plan(capture, base, disks, layers), instant, watch, deadline_s)
+                copies = self._plan(capture, base, disks, layers)
+                return self._capture(capture, copies, instant, watch, deadline_s, pace)
         except TimeoutError as err:
             raise CaptureTimeout(vm=self._options.vm, timeout_s=timeout_s) from err
 
@@ -255,7 +257,13 @@ class QmpSource:
         return nodes
 
     def _capture(
-        self, capture: CaptureId, copies: Sequence[DiskCopy], instant: Instant, watch: Watch, deadline_s: float
+        self,
+        capture: CaptureId,
+        copies: Sequence[DiskCopy],
+        instant: Instant,
+        watch: Watch,
+        deadline_s: float,
+        pace: Pace,
     ) -> CaptureResult:
         made: list[Path] = []
         try:
@@ -267,24 +275,25 @@ class QmpSource:
                 made.append(copy.path)
             for copy in copies:
                 self._monitor.execute("blockdev-add", copy.layer())
-            pace = copy_pace(self._monitor.qemu_version())
+            tuning, speed = copy_tuning(self._monitor.qemu_version()), speed_of(pace, len(copies))
             with instant() as limit_s:
-                time = self._begin(copies, pace, limit_s)
-            self._jobs.wait([copy.job for copy in copies], deadline_s=deadline_s, on_progress=watch.tick)
+                time = self._begin(copies, tuning, speed, limit_s)
+            ids = [copy.job for copy in copies]
+            self._jobs.wait(ids, deadline_s=deadline_s, on_progress=watch.tick, pace=pace, speed=speed)
             self._close_layers(copies)
         except BaseException as err:
             self._abandon(capture, made, err)
             raise
         return CaptureResult(time=time, consistency=Consistency.CRASH, definition=definition)
 
-    def _begin(self, copies: Sequence[DiskCopy], pace: Action, limit_s: float) -> datetime:
+    def _begin(self, copies: Sequence[DiskCopy], tuning: Action, speed: int, limit_s: float) -> datetime:
         """Start all bitmaps and all jobs at one instant; returns the time that the disks show.
 
         The clock is read before, not after: the point then surely holds all that the
         guest had written by that time, so the loss reckoned from it is never understated.
         """
         time = self._clock.now().astimezone(UTC)
-        actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup(pace) for copy in copies]
+        actions = [copy.begin_bitmap() for copy in copies] + [copy.begin_backup(tuning, speed) for copy in copies]
         self._monitor.execute("transaction", {"actions": actions}, timeout_s=limit_s)
         return time
 

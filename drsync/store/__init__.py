@@ -17,6 +17,13 @@ tests/contract/test_store.py:
       moment that `create` returned; a listing that fails raises, it is never
       cut short silently.
 - S6  failures are StoreErrors; StoreUnavailable if a retry may help.
+- S7  when `delete` returns, nobody reads or lists the object any more, also after
+      a crash of the machine. Its key is free again: a late `create` would succeed
+      there, so names are never reused, and a writer that may be late has to look
+      whether its place is still its own (log.py).
+- S8  what a dead writer left half stored is no object: readers and listings do
+      not see it, `unfinished` does, and `abandon` frees what it takes.
+- S9  `now` is the clock that stamps the objects (`ObjectInfo.modified`).
 """
 
 from collections.abc import Iterator
@@ -35,6 +42,18 @@ class ObjectInfo:
     size_bytes: int
     modified: datetime
     """When the store took it, by the store's clock, in UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """An object that was begun to be stored, and not ended (yet)."""
+
+    key: str
+    """What it was to be, where the store knows."""
+    upload: str
+    """What names it among others of that key."""
+    began: datetime
+    """By the store's clock, in UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +118,41 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         """The objects whose keys start with `prefix` and sort behind `after`, in key order."""
+        ...
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """What stands between `prefix`, which ends with a slash, and the next slash of the keys there.
+
+        Each once, in the order of the keys, and as complete as `list`; but a thousand of them are one
+        request, however many objects they have.
+        """
+        ...
+
+    def now(self) -> datetime:
+        """The store's own time, in UTC; ages of objects are reckoned from it, never from a host's clock.
+
+        Raises:
+            StoreUnavailable, StoreMisconfigured: it does not tell.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that it is not there is no error.
+
+        Raises:
+            StoreDenied: these credentials may not, or the object is locked: it is still there.
+            StoreUnavailable: it is unknown whether it is; calling again is safe.
+        """
+        ...
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """What was begun below this store's prefix and not ended, by whomever; some of it may be under way."""
+        ...
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        """Free what an unfinished object takes; that it is not there is no error.
+
+        Raises:
+            StoreDenied: these credentials may not.
+        """
         ...

@@ -33,8 +33,8 @@ from drsync.errors import (
     StoreUnavailable,
     StoreUnsafe,
 )
-from drsync.store import Bytes, ObjectInfo, Tail
-from drsync.store.key import check_key, check_prefix, is_key
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
+from drsync.store.key import check_folder, check_key, check_prefix, is_key
 
 _STAGING = ".tmp"
 _STALE_S = 86400.0
@@ -124,6 +124,58 @@ class DirectoryStore:
             except FileNotFoundError:
                 return
             yield from _walk(fd, path, prefix, after)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        with self._translated("list", prefix), ExitStack() as stack:
+            if not self._root.is_dir():
+                raise StoreMisconfigured(url=self.url, problem="there is no such directory")  # as in `list`
+            try:
+                fd = stack.enter_context(self._folder(prefix.split("/")[:-1]))
+            except FileNotFoundError:
+                return
+            for name in _names(fd):
+                path = prefix + name
+                if name.endswith("/") and any(True for _ in _walk_below(fd, name[:-1], path, path, "")):
+                    yield name[:-1]
+
+    def now(self) -> datetime:
+        with self._translated("create", _STAGING), self._staged(b"") as staged:
+            return _modified(os.fstat(staged.fd))
+
+    def delete(self, key: str) -> None:
+        with self._translated("delete", key), ExitStack() as stack:
+            try:
+                folder_fd, name = stack.enter_context(self._folder_of(key))
+                found = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            except OSError as err:
+                if err.errno in _NOT_THERE:
+                    return
+                raise
+            if stat.S_ISDIR(found.st_mode):
+                return  # other keys lie below it; as an object it is not there
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder_fd)
+            os.fsync(folder_fd)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self._translated("list", _STAGING), ExitStack() as stack:
+            try:
+                folder_fd = stack.enter_context(self._folder([_STAGING]))
+            except FileNotFoundError:
+                return
+            with os.scandir(folder_fd) as entries:
+                staged = sorted(entry.name for entry in entries)
+            for name in staged:
+                found = _stat(folder_fd, name)
+                if found is not None:
+                    yield Unfinished(key="", upload=name, began=_modified(found))
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        with self._translated("abandon", unfinished.upload):
+            check_key(unfinished.upload, self.url)
+            with suppress(FileNotFoundError), self._folder([_STAGING]) as fd:
+                os.unlink(unfinished.upload, dir_fd=fd)
 
     def _publish(self, staged: _Staged, folder_fd: int, name: str, key: str) -> None:
         for publish in self._publishers:
@@ -269,9 +321,7 @@ def _walk(fd: int, folder: str, prefix: str, after: str) -> Iterator[ObjectInfo]
         elif path.startswith(prefix) and path > after:
             found = _stat(fd, name)
             if found is not None:
-                modified_s = min(max(found.st_mtime, 0.0), _YEAR_9999_S)
-                modified = datetime.fromtimestamp(modified_s, UTC)
-                yield ObjectInfo(key=path, size_bytes=found.st_size, modified=modified)
+                yield ObjectInfo(key=path, size_bytes=found.st_size, modified=_modified(found))
 
 
 def _walk_below(fd: int, name: str, path: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
@@ -283,6 +333,10 @@ def _walk_below(fd: int, name: str, path: str, prefix: str, after: str) -> Itera
         yield from _walk(below_fd, path, prefix, after)
     finally:
         os.close(below_fd)
+
+
+def _modified(found: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(min(max(found.st_mtime, 0.0), _YEAR_9999_S), UTC)
 
 
 def _stat(fd: int, name: str) -> os.stat_result | None:

@@ -40,6 +40,17 @@ def check_key(key: str, url: str) -> None:
         raise KeyUnusable(key=repr(key[:200]), url=url)
 
 
+def check_folder(prefix: str, url: str) -> None:
+    """Refuse what is no beginning of keys that ends with a slash; "" is one, too.
+
+    Raises:
+        KeyUnusable: nothing was listed.
+    """
+    check_prefix(prefix, url)
+    if prefix and not prefix.endswith("/"):
+        raise KeyUnusable(key=repr(prefix[:200]), url=url)
+
+
 def check_prefix(prefix: str, url: str) -> None:
     """Refuse a prefix that no key can start with: "" and all that a key starts with are fine.
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from drsync.errors import ObjectDamaged, ObjectExists, ObjectMissing, StoreUnavailable
+from drsync.errors import LocksMissing, ObjectDamaged, ObjectExists, ObjectMissing, StoreDenied, StoreUnavailable
 from drsync.model import Clock
-from drsync.store import Bytes, ObjectInfo, Tail
-from drsync.store.key import check_key, check_prefix
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
+from drsync.store.key import check_folder, check_key, check_prefix
+from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +20,15 @@ class _Stored:
 
 
 class MemoryStore:
-    """An ObjectStore that lives as long as the process. `clock` stamps the objects."""
+    """An ObjectStore that lives as long as the process. `clock` stamps the objects.
 
-    def __init__(self, clock: Clock) -> None:
+    With `lock` it also is an ObjectLocks, whose objects are locked when they are created.
+    """
+
+    def __init__(self, clock: Clock, *, lock: LockPolicy | None = None) -> None:
         self._clock = clock
+        self._policy = lock
+        self._locks: dict[str, Lock] = {}
         self._lock = threading.Lock()
         self._objects: dict[str, _Stored] = {}
 
@@ -40,6 +46,28 @@ class MemoryStore:
         with self._lock:
             if self._objects.setdefault(key, stored) is not stored:
                 raise ObjectExists(key=key, url=self.url)
+            self._locks.pop(key, None)  # of one that was deleted
+            if self._policy is not None:
+                self._locks[key] = Lock(mode=self._policy.mode, until=self._clock.now() + self._policy.period)
+
+    def lock_support(self) -> LockSupport:
+        return LockSupport(enabled=self._policy is not None, versioned=self._policy is not None)
+
+    def lock_of(self, key: str) -> Lock | None:
+        self._find(key)
+        return self._locks.get(key)
+
+    def extend_lock(self, key: str, lock: Lock) -> None:
+        self._find(key)
+        if self._policy is None:
+            raise LocksMissing(url=self.url, problem="it was made without locks")
+        with self._lock:
+            before = self._locks.get(key)
+            if before is not None and before.until > self._clock.now():
+                if before.mode is LockMode.COMPLIANCE and lock.mode is LockMode.GOVERNANCE:
+                    raise StoreDenied(url=self.url, operation=f"lock {key}", problem="it would weaken its lock")
+                lock = Lock(mode=lock.mode, until=max(before.until, lock.until))
+            self._locks[key] = lock
 
     def replace(self, key: str, body: Bytes) -> None:
         check_key(key, self.url)
@@ -71,6 +99,27 @@ class MemoryStore:
             stored = self._objects.get(key)
             if stored is not None:
                 yield ObjectInfo(key=key, size_bytes=len(stored.data), modified=stored.modified)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        with self._lock:
+            rests = [key[len(prefix) :] for key in self._objects if key.startswith(prefix)]
+        found = sorted({rest[: rest.index("/") + 1] for rest in rests if "/" in rest})
+        yield from (name[:-1] for name in found)
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from ()  # its writers don't die by themselves
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        pass
 
     def _find(self, key: str) -> bytes:
         check_key(key, self.url)

@@ -5,17 +5,26 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from drsync.errors import StoreMisconfigured
-from drsync.model import Pace
+from drsync.model import NoPace, Pace
 from drsync.store import ObjectStore
 from drsync.store.directory import DirectoryStore
+from drsync.store.lock import LockPolicy
 from drsync.store.paced import PacedStore
 
 
-def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: Pace | None = None) -> ObjectStore:
+def open_store(
+    url: str,
+    *,
+    endpoint_url: str | None,
+    region: str | None,
+    pace: Pace | None = None,
+    read_pace: Pace | None = None,
+    lock: LockPolicy | None = None,
+) -> ObjectStore:
     """The store at `url`: "file:///absolute/path" or "s3://bucket/prefix". Nothing is read or written yet.
 
-    `endpoint_url` and `region` matter to S3 stores only. What is written keeps to
-    `pace`. It does not retry: wrap it in a RetryingStore.
+    `endpoint_url`, `region` and `lock` matter to S3 stores only. What is written keeps to
+    `pace`, what is read to `read_pace`. It does not retry: wrap it in a RetryingStore.
 
     Raises:
         StoreMisconfigured: the URL can't be used.
@@ -29,7 +38,9 @@ def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: 
         raise StoreMisconfigured(url=_shown(url), problem=problem)
     if parts.scheme == "file":
         directory = _open_directory(url, parts.netloc, unquote(parts.path))
-        return directory if pace is None else PacedStore(directory, pace)
+        if pace is None and read_pace is None:
+            return directory
+        return PacedStore(directory, pace or NoPace(), read_pace or NoPace())
     # boto3 takes a third of a second to import, which only those who use S3 shall pay.
     from drsync.store.s3 import S3Options, S3Store  # noqa: PLC0415
 
@@ -37,7 +48,7 @@ def open_store(url: str, *, endpoint_url: str | None, region: str | None, pace: 
         problem = "credentials do not belong in it; boto3 finds them in the environment or in ~/.aws"
         raise StoreMisconfigured(url=_shown(url), problem=problem)
     options = S3Options(bucket=parts.netloc, prefix=parts.path.strip("/"), endpoint_url=endpoint_url, region=region)
-    return S3Store(options, pace=pace)
+    return S3Store(options, pace=pace, read_pace=read_pace, lock=lock)
 
 
 def _open_directory(url: str, host: str, path: str) -> DirectoryStore:

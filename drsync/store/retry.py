@@ -6,14 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from drsync.errors import DrsyncError, ObjectExists, ObjectMissing, StoreFull
+from drsync.errors import DrsyncError, LocksMissing, ObjectExists, ObjectMissing, StoreFull
 from drsync.model import Clock, SystemClock
-from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail
+from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
+from drsync.store.lock import Lock, LockSupport, ObjectLocks
 from drsync.units import MiB
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class RetryPolicy:
 class RetryingStore:
     """An ObjectStore around `inner` that repeats what failed with a retryable StoreError.
 
-    What is repeated changes nothing a second time: reads; `replace`; and
+    What is repeated changes nothing a second time: reads; `replace`; `delete`; and
     `create`, because of how it settles a lost reply: if the key exists, the stored
     bytes are compared with `body`. The same bytes are one's own success, others
     are ObjectExists. (Objects of drsync hold random bits, so nobody else's are the same.)
@@ -96,6 +98,38 @@ class RetryingStore:
         listing = _Listing(self._inner, prefix, after)
         while page := self._call("list", prefix, listing.next_page):
             yield from page
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        yield from self._call("list", prefix, lambda: list(self._inner.folders(prefix)))
+
+    def lock_support(self) -> LockSupport:
+        if not isinstance(self._inner, ObjectLocks):
+            return LockSupport(enabled=False, versioned=False)
+        return self._call("look at the locks of", "the bucket", self._inner.lock_support)
+
+    def lock_of(self, key: str) -> Lock | None:
+        locks = self._inner
+        if not isinstance(locks, ObjectLocks):
+            return None
+        return self._call("look at the lock of", key, lambda: locks.lock_of(key))
+
+    def extend_lock(self, key: str, lock: Lock) -> None:
+        locks = self._inner
+        if not isinstance(locks, ObjectLocks):
+            raise LocksMissing(url=self.url, problem="only S3 buckets can")
+        self._call("lock", key, lambda: locks.extend_lock(key, lock))
+
+    def now(self) -> datetime:
+        return self._call("ask for the time", "", self._inner.now)
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key, lambda: self._inner.delete(key))
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        yield from self._call("list unfinished", "", lambda: list(self._inner.unfinished()))
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._call("abandon", unfinished.key, lambda: self._inner.abandon(unfinished))
 
     def _holds(self, key: str, size_bytes: int, sha256: bytes) -> bool:
         """Whether the object under `key` has these bytes. Digests are compared: fast, and no copy of `body`."""

@@ -13,11 +13,12 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from typing import TYPE_CHECKING, Literal
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import boto3.session
@@ -26,15 +27,19 @@ from botocore.config import Config
 from drsync import __version__
 from drsync.boto import FOREIGN
 from drsync.errors import (
+    LocksMissing,
     ObjectDamaged,
+    ObjectMissing,
+    StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
 )
-from drsync.model import Pace
-from drsync.store import Bytes, ObjectInfo, Tail
+from drsync.model import Clock, NoPace, Pace, SystemClock
+from drsync.store import Bytes, ObjectInfo, Tail, Unfinished
 from drsync.store.body import BodyReader
-from drsync.store.key import check_key, check_prefix, is_key
-from drsync.store.s3_errors import translate
+from drsync.store.key import check_folder, check_key, check_prefix, is_key
+from drsync.store.lock import Lock, LockMode, LockPolicy, LockSupport
+from drsync.store.s3_errors import is_lock_missing, is_without_lock, translate
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -48,6 +53,14 @@ if TYPE_CHECKING:
     )
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_READ_PIECE_BYTES: Final = 16 * 1024
+"""What is read at a time where there is a limit: as much as botocore sends at a time."""
+_AHEAD_BYTES: Final = 128 * 1024
+"""What Linux takes for a connection before it is read, until it has seen how fast that goes (tcp_rmem in tcp(7))."""
+_LOCK_MODES: Final[Mapping[LockMode, Literal["COMPLIANCE", "GOVERNANCE"]]] = {
+    LockMode.COMPLIANCE: "COMPLIANCE",
+    LockMode.GOVERNANCE: "GOVERNANCE",
+}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -99,12 +112,24 @@ class S3Options:
 class S3Store:
     """An ObjectStore in a bucket. Credentials are found as boto3 finds them; the bucket is first reached when used.
 
-    What it sends of objects keeps to `pace`, block by block.
+    What it sends of objects keeps to `pace`, block by block, and what it reads of them to `read_pace`. With `lock` each
+    object is created locked, until `clock` says that the period is over; the bucket must have Object Lock.
     """
 
-    def __init__(self, options: S3Options, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        options: S3Options,
+        *,
+        pace: Pace | None = None,
+        read_pace: Pace | None = None,
+        lock: LockPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._options = options
         self._pace = pace
+        self._read_pace = read_pace or NoPace()
+        self._policy = lock
+        self._clock = clock or SystemClock()
         self._root = f"{options.prefix}/" if options.prefix else ""
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
@@ -116,6 +141,11 @@ class S3Store:
     def create(self, key: str, body: Bytes, *, sha256: bytes) -> None:
         request = self._put_request(key, body, sha256)
         request["IfNoneMatch"] = "*"
+        if self._policy is not None:
+            request["ObjectLockMode"] = _LOCK_MODES[self._policy.mode]
+            request["ObjectLockRetainUntilDate"] = self._clock.now() + self._policy.period
+            # With a lock S3 wants the checksum named, too ("PutObject", Object Lock parameters).
+            request["ChecksumAlgorithm"] = "SHA256"
         self._put("create", key, request)
 
     def replace(self, key: str, body: Bytes) -> None:
@@ -123,7 +153,7 @@ class S3Store:
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
         with self._reply("get", key) as reply:
-            data = _drain(reply, limit_bytes)
+            data = _drain(reply, limit_bytes, self._read_pace, 0)
         if data is None:
             raise ObjectDamaged(key=key, problem=f"it has more than the {limit_bytes} bytes it may have")
         return data
@@ -132,9 +162,10 @@ class S3Store:
         if length == 0:  # HTTP has no empty range
             start, end, size_bytes, data = offset, offset, self._size(key), b""
         else:
+            paid_bytes = self._pay_ahead(length)
             with self._reply("get", key, f"bytes={offset}-{offset + length - 1}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length) or b""
+                data = _drain(reply, length, self._read_pace, paid_bytes) or b""
         if offset + length > size_bytes:
             raise ObjectDamaged(key=key, problem=f"it ends at byte {size_bytes}, before {offset + length}")
         self._check_part(data, start, end, offset, offset + length)
@@ -146,7 +177,7 @@ class S3Store:
         try:
             with self._reply("get", key, f"bytes=-{length}") as reply:
                 start, end, size_bytes = self._extent(reply)
-                data = _drain(reply, length) or b""
+                data = _drain(reply, length, self._read_pace, 0) or b""  # often much less than was asked for
         except ObjectDamaged:  # the range is outside: only an empty object has no last byte
             return Tail(data=b"", object_size_bytes=0)
         self._check_part(data, start, end, max(0, size_bytes - length), size_bytes)
@@ -169,6 +200,115 @@ class S3Store:
                 return
             token = self._next_token(page, token)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_folder(prefix, self.url)
+        token: str | None = None
+        while True:
+            page = self._page(prefix, "", token, delimiter="/")
+            for entry in page.get("CommonPrefixes", ()):
+                name = entry["Prefix"].removeprefix(self._root + prefix).removesuffix("/")
+                if is_key(name):  # others are not drsync's
+                    yield name
+            if not page["IsTruncated"]:
+                return
+            token = self._next_token(page, token)
+
+    def lock_support(self) -> LockSupport:
+        bucket = self._options.bucket
+        with self._translated("look at the versioning of", bucket):
+            versioned = self._client.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+        try:
+            found = self._client.get_object_lock_configuration(Bucket=bucket).get("ObjectLockConfiguration", {})
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                return LockSupport(enabled=False, versioned=versioned)
+            raise translate(err, url=self.url, operation="look at the locks of", key=bucket) from err
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        period = f"{rule.get('Days', 0)} days" if rule.get("Days") else f"{rule.get('Years', 0)} years"
+        default = f"{rule['Mode'].lower()} for {period}" if "Mode" in rule else ""
+        return LockSupport(enabled=found.get("ObjectLockEnabled") == "Enabled", versioned=versioned, default=default)
+
+    def lock_of(self, key: str) -> Lock | None:
+        check_key(key, self.url)
+        try:
+            reply = self._client.get_object_retention(Bucket=self._options.bucket, Key=self._root + key)
+        except FOREIGN as err:
+            if is_without_lock(err) or is_lock_missing(err):
+                return None
+            raise translate(err, url=self.url, operation="look at the lock of", key=key) from err
+        found = reply.get("Retention", {})
+        if "Mode" not in found or "RetainUntilDate" not in found:
+            return None
+        return Lock(mode=LockMode(found["Mode"].lower()), until=found["RetainUntilDate"].astimezone(UTC))
+
+    def extend_lock(self, key: str, lock: Lock) -> None:
+        check_key(key, self.url)
+        try:
+            self._client.put_object_retention(
+                Bucket=self._options.bucket,
+                Key=self._root + key,
+                Retention={"Mode": _LOCK_MODES[lock.mode], "RetainUntilDate": lock.until},
+                ChecksumAlgorithm="SHA256",
+            )
+        except FOREIGN as err:
+            if is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            failure = translate(err, url=self.url, operation="lock", key=key)
+            if not (isinstance(failure, StoreDenied) and self._is_locked(key, lock)):
+                raise failure from err
+
+    def _is_locked(self, key: str, lock: Lock) -> bool:
+        """Whether an object is locked at least so: S3 refuses what would make a lock weaker."""
+        found = self.lock_of(key)
+        if found is None or found.until < lock.until:
+            return False
+        return found.mode is LockMode.COMPLIANCE or lock.mode is LockMode.GOVERNANCE
+
+    def now(self) -> datetime:
+        with self._translated("list", self._root):
+            page = self._client.list_objects_v2(Bucket=self._options.bucket, Prefix=self._root, MaxKeys=1)
+        try:
+            told = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError, TypeError) as err:
+            raise StoreMisconfigured(url=self.url, problem="its replies don't tell the time (HTTP Date)") from err
+        return told.astimezone(UTC)
+
+    def delete(self, key: str) -> None:
+        check_key(key, self.url)
+        try:
+            with self._translated("delete", key):
+                self._client.delete_object(Bucket=self._options.bucket, Key=self._root + key)
+        except ObjectMissing:  # AWS does not say so, other stores do
+            pass
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self._translated("list unfinished uploads", self._root):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._options.bucket, Prefix=self._root
+            )
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    key = upload["Key"].removeprefix(self._root)
+                    if is_key(key) and upload["Key"].startswith(self._root):
+                        began = upload["Initiated"].astimezone(UTC)
+                        yield Unfinished(key=key, upload=upload["UploadId"], began=began)
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        check_key(unfinished.key, self.url)
+        try:
+            with self._translated("abandon", unfinished.key):
+                self._client.abort_multipart_upload(
+                    Bucket=self._options.bucket, Key=self._root + unfinished.key, UploadId=unfinished.upload
+                )
+        except ObjectMissing:
+            pass
+
+    def _pay_ahead(self, length: int) -> int:
+        """Pay for what the kernel will take of a reply before anybody reads it; how much that is."""
+        ahead_bytes = min(length, _AHEAD_BYTES)
+        self._read_pace.take(ahead_bytes)
+        return ahead_bytes
+
     def _put_request(self, key: str, body: Bytes, sha256: bytes) -> "PutObjectRequestTypeDef":
         check_key(key, self.url)
         return {
@@ -179,14 +319,20 @@ class S3Store:
         }
 
     def _put(self, operation: str, key: str, request: "PutObjectRequestTypeDef") -> None:
-        with self._translated(operation, key):
+        try:
             reply = self._client.put_object(**request)
+        except FOREIGN as err:
+            if self._policy is not None and is_lock_missing(err):
+                raise LocksMissing(url=self.url, problem="the bucket has no Object Lock") from err
+            raise translate(err, url=self.url, operation=operation, key=key) from err
         if not reply.get("ETag"):
             # Some web server said 200, and nothing was stored: S3 always sends an ETag.
             raise StoreUnavailable(url=self.url, problem="what it sent is not the reply to a write")
 
-    def _page(self, prefix: str, after: str, token: str | None) -> "ListObjectsV2OutputTypeDef":
+    def _page(self, prefix: str, after: str, token: str | None, *, delimiter: str = "") -> "ListObjectsV2OutputTypeDef":
         request: ListObjectsV2RequestTypeDef = {"Bucket": self._options.bucket, "Prefix": self._root + prefix}
+        if delimiter:
+            request["Delimiter"] = delimiter
         if token is not None:
             request["ContinuationToken"] = token
         elif after:
@@ -286,10 +432,36 @@ def _begin_sending(request: "AWSPreparedRequest", **_: object) -> None:
         body.sending = True
 
 
-def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int) -> bytes | None:
-    """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read."""
+def _drain(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace, paid_bytes: int) -> bytes | None:
+    """The reply's body, or None if it is longer than `limit_bytes`; no more than that is read.
+
+    `paid_bytes` of it are paid for already.
+    """
     declared = reply.get("ContentLength", -1)
+    if declared > limit_bytes:
+        return None
+    if pace.limit_bytes_per_s() is not None:
+        return _drain_slowly(reply, limit_bytes, pace, paid_bytes)
     if declared < 0:  # not declared
         data = reply["Body"].read(limit_bytes + 1)
         return data if len(data) <= limit_bytes else None
-    return reply["Body"].read() if declared <= limit_bytes else None
+    return reply["Body"].read()
+
+
+def _drain_slowly(reply: "GetObjectOutputTypeDef", limit_bytes: int, pace: Pace, paid_bytes: int) -> bytes | None:
+    """As _drain, block by block: the server can send no more than the kernel's buffer takes of what is not read.
+
+    So what is paid for is always a buffer ahead of what is read: then it is never behind what the line carries.
+    """
+    declared = reply.get("ContentLength", -1)
+    end = limit_bytes if declared < 0 else declared
+    data = bytearray()
+    while piece := reply["Body"].read(_READ_PIECE_BYTES):  # the empty one has botocore compare the length
+        data += piece
+        if len(data) > limit_bytes:
+            return None
+        due_bytes = min(end, len(data) + _AHEAD_BYTES) - paid_bytes
+        if due_bytes > 0:
+            pace.take(due_bytes)
+            paid_bytes += due_bytes
+    return bytes(data)

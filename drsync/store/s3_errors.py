@@ -35,6 +35,7 @@ class _Meaning(Enum):
 _BY_CODE = {
     "PreconditionFailed": _Meaning.EXISTS,
     "NoSuchKey": _Meaning.MISSING,
+    "NoSuchUpload": _Meaning.MISSING,
     "InvalidRange": _Meaning.OUTSIDE,
     "XMinioStorageFull": _Meaning.FULL,
     "QuotaExceeded": _Meaning.FULL,
@@ -77,6 +78,24 @@ def translate(err: Exception, *, url: str, operation: str, key: str) -> DrsyncEr
     if isinstance(err, UNAVAILABLE) and not is_lasting(err):
         return StoreUnavailable(url=url, problem=problem)
     return StoreMisconfigured(url=url, problem=problem)
+
+
+def is_lock_missing(err: Exception) -> bool:
+    """Whether a bucket says that it has no Object Lock (S3 API reference, "PutObject", "GetObjectRetention")."""
+    if not isinstance(err, aws.ClientError):
+        return False
+    error = err.response.get("Error", {})
+    code, message = error.get("Code", ""), error.get("Message", "")
+    return code == "ObjectLockConfigurationNotFoundError" or (
+        code == "InvalidRequest" and "ObjectLockConfiguration" in message.replace(" ", "")
+    )
+
+
+def is_without_lock(err: Exception) -> bool:
+    """Whether a bucket says that this object has no lock ("GetObjectRetention")."""
+    return isinstance(err, aws.ClientError) and (
+        err.response.get("Error", {}).get("Code", "") == "NoSuchObjectLockConfiguration"
+    )
 
 
 def _translate_reply(response: Mapping[str, Any], *, url: str, operation: str, key: str) -> DrsyncError:

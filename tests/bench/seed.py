@@ -52,8 +52,9 @@ class Latency:
 class Writer:
     """Writes to the disk all the time, and notes how long each write took."""
 
-    def __init__(self, daemon: StorageDaemon, live_socket: Path) -> None:
-        """`live_socket`: where drsync's NBD server listens while it seeds."""
+    def __init__(self, daemon: StorageDaemon, live_socket: Path, data_bytes: int = 4 * GIB) -> None:
+        """`live_socket`: where drsync's NBD server listens while it seeds; it is written within `data_bytes`."""
+        self._data_bytes = data_bytes
         self._daemon = daemon
         self._live_socket = live_socket
         self._random = random.Random(1)
@@ -63,7 +64,7 @@ class Writer:
     @contextmanager
     def during(self, step: str, found: list[Latency]) -> Iterator[None]:
         """Write inside of the block."""
-        self.seeds = step == "seed"
+        self.seeds = step.startswith("seed")
         over = threading.Event()
         thread = threading.Thread(target=self._write, args=[over])
         self._took_s = []
@@ -97,7 +98,7 @@ class Writer:
         handle.set_export_name("bench")
         handle.connect_unix(str(self._live_socket if self.seeds else own))
         while not over.wait(_PAUSE_S):
-            offset = self._random.randrange(4 * GIB // 4096) * 4096
+            offset = self._random.randrange(self._data_bytes // 4096) * 4096
             began_s = time.monotonic()
             handle.pwrite(b"\7" * 4096, offset)
             self._took_s.append(time.monotonic() - began_s)

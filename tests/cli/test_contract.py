@@ -78,8 +78,14 @@ def test_with_json_an_error_is_the_one_document_on_stdout(words: tuple[str, ...]
     needed = {
         "capture": ["web"],
         "cloud setup": ["--bucket", "images"],
+        "failback": ["web", "--from", "ec2"],
+        "key add": ["recovery"],
+        "key export": ["web", "--output", "out"],
+        "key remove": ["recovery"],
+        "pin": ["web", "--point", "1"],
         "preflight": ["--to", "ec2"],
         "restore": ["web", "--to", "image", "--output", "out"],
+        "unpin": ["web", "--point", "1"],
     }
     arguments = needed.get(" ".join(words), [])
     done = cli.run("--json", *words, *arguments) if first else cli.run(*words, *arguments, "--json")

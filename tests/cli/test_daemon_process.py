@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli
+from figures import count
 from s3_lab import CREDENTIALS
 from storage_daemon import StorageDaemon
 
@@ -163,6 +164,7 @@ def test_after_kill_9_the_next_daemon_goes_on(cli: Cli, vm: StorageDaemon, start
     first = start()
     first.logged("vm=web point=1 ")
     first.process.kill()
+    count("crashes")
     first.ended()
     vm.io("root", "write -P 1 0 64k")
     second = start()

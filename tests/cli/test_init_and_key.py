@@ -97,7 +97,7 @@ def test_case_and_dashes_do_not_matter(cli: Cli) -> None:
     recovery = recovery_key_of(cli)
     cli.key_file.unlink()
     document = cli.ok("key", "recover", "--json", stdin=recovery.lower().replace("-", " ")).json
-    assert document == {"repository": f"file://{cli.repository}", "key_file": str(cli.key_file)}
+    assert document == {"repository": f"file://{cli.repository}", "key_file": str(cli.key_file), "generation": 1}
 
 
 def test_a_typing_error_is_told_from_a_wrong_key_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ def test_status_tells_state_lag_and_error(cli: Cli, vm: StorageDaemon) -> None:
         "preflight",
         "error",
         "error_time",
+        "locks",
+        "damage",
+        "verified",
     }
     assert (status["point"], status["rpo_seconds"], status["spool_bytes"], status["error"]) == (1, 1.0, 0, None)
     assert 0 <= status["lag_seconds"] < 60

@@ -123,7 +123,7 @@ def test_without_libguestfs_a_guest_is_not_prepared_and_nothing_is_restored(
     assert "python3-guestfs" in remedy
     assert not output.exists()
     said, _ = protected.refused(2, *words, "--disk", "d-root")
-    assert said == "--fix-guest needs all disks of the VM: it can't be given with --disk"
+    assert said == "--fix-guest needs all disks of the VM: it can't be given with --disk or --allow-damaged"
     document = protected.ok("restore", "web", "--to", "image", "--output", str(output), "--json").json
     assert document["guest_changes"] is None
 

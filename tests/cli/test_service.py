@@ -1,6 +1,7 @@
 """The systemd unit of the examples fits the daemon."""
 
 import re
+import subprocess
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -47,3 +48,14 @@ def test_what_a_restart_does_not_mend_is_not_restarted() -> None:
     assert codes <= kinds.keys()
     assert not any(kinds[code].retryable for code in codes)
     assert {Fenced.code, CaptureRunning.code}.isdisjoint(codes)
+
+
+def test_systemd_finds_the_unit_little_exposed() -> None:
+    """From 0.0, shut in, to 10.0; a service without any of systemd's fences has 9.6."""
+    rated = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", UNIT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert rated.returncode == 0, rated.stdout + rated.stderr

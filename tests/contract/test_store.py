@@ -1,4 +1,4 @@
-"""One suite for every store: the rules S1 to S6 of drsync/store/__init__.py."""
+"""One suite for every store: the rules S1 to S9 of drsync/store/__init__.py."""
 
 import hashlib
 import random
@@ -278,6 +278,26 @@ def test_s5_a_listing_is_in_key_order_and_not_in_that_of_folders(store: ObjectSt
         assert keys(store, "a/", after) == sorted(name for name in names if name.startswith("a/") and name > after)
 
 
+def test_s5_folders_are_told_once_whatever_they_hold(store: ObjectStore) -> None:
+    names = ["vm/a-b/log/1", "vm/a/log/1", "vm/a/log/2", "vm/a/pack/3", "vm/x", "vm/b/c/d/e", "vm-2/y/z", "top"]
+    for name in names:
+        put(store, name, name.encode())
+    assert list(store.folders("vm/")) == ["a-b", "a", "b"]
+    assert list(store.folders("vm/a/")) == ["log", "pack"]
+    assert list(store.folders("vm/a/log/")) == list(store.folders("nothing/")) == []
+    assert sorted(store.folders("")) == ["vm", "vm-2"]
+    for prefix in ("vm", "../", "vm//"):
+        with pytest.raises(KeyUnusable):
+            list(store.folders(prefix))
+
+
+def test_s5_more_than_a_thousand_folders_are_told(store: ObjectStore) -> None:
+    names = [f"vm/vm-{number:04}/log/1" for number in range(1003)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: put(store, name, b"x"), names))
+    assert list(store.folders("vm/")) == [name.split("/")[1] for name in names]
+
+
 def test_s5_a_listing_of_more_than_a_thousand_keys_is_complete(store: ObjectStore) -> None:
     names = [f"vm/web/log/{number:016x}" for number in range(2005)]
     with ThreadPoolExecutor(4) as pool:
@@ -336,6 +356,97 @@ def test_s6_a_key_that_names_no_object_is_refused_by_every_method(store: ObjectS
         store.get_range(key, 0, 1)
     with pytest.raises(KeyUnusable):
         store.get_tail(key, 1)
+    with pytest.raises(KeyUnusable):
+        store.delete(key)
+
+
+def test_s7_what_was_deleted_is_gone_for_every_reader(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000001", b"first")
+    put(store, "vm/web/log/0000000000000002", b"second")
+    store.delete("vm/web/log/0000000000000001")
+    with pytest.raises(ObjectMissing):
+        store.get("vm/web/log/0000000000000001", limit_bytes=LIMIT_BYTES)
+    with pytest.raises(ObjectMissing):
+        store.get_range("vm/web/log/0000000000000001", 0, 1)
+    with pytest.raises(ObjectMissing):
+        store.get_tail("vm/web/log/0000000000000001", 1)
+    assert keys(store) == ["vm/web/log/0000000000000002"]
+
+
+def test_s7_deleting_what_is_not_there_is_no_error(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000002", b"second")
+    for _ in range(2):
+        store.delete("vm/web/log/0000000000000001")
+        store.delete("vm/web/log/0000000000000002")
+        store.delete("vm/db/log/0000000000000002/below")
+    assert keys(store) == []
+
+
+def test_s7_a_folder_is_no_object_and_stays(store: ObjectStore) -> None:
+    put(store, "vm/web/log/0000000000000002", b"second")
+    store.delete("vm/web/log")
+    store.delete("vm/web")
+    assert keys(store) == ["vm/web/log/0000000000000002"]
+
+
+def test_s7_a_deleted_key_is_free_again(store: ObjectStore) -> None:
+    put(store, "vm/web/pack/p", b"first")
+    store.delete("vm/web/pack/p")
+    put(store, "vm/web/pack/p", b"other")
+    assert store.get("vm/web/pack/p", limit_bytes=LIMIT_BYTES) == b"other"
+
+
+def test_s7_nothing_outside_of_a_directory_store_is_deleted(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "repository")
+    put(store, "vm/web/pack/p", b"first")
+    (tmp_path / "precious").write_bytes(b"somebody's")
+    (tmp_path / "repository" / "vm" / "web" / "link").symlink_to(tmp_path)
+    store.delete("vm/web/link/precious")
+    assert (tmp_path / "precious").exists()
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+def test_s9_the_store_tells_the_time_by_which_it_stamps_objects(store: ObjectStore) -> None:
+    before = store.now()
+    put(store, "vm/web/pack/p", b"first")
+    (info,) = store.list("vm/")
+    second = timedelta(seconds=1)  # what S3 tells is no finer
+    assert before - second <= info.modified <= store.now() + second
+    assert before.tzinfo is UTC
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+def test_s8_nothing_is_unfinished_that_was_stored_or_refused(store: ObjectStore) -> None:
+    put(store, "vm/web/pack/p", b"first")
+    with pytest.raises(ObjectExists):
+        put(store, "vm/web/pack/p", b"other")
+    assert list(store.unfinished()) == []
+
+
+def test_s8_what_a_dead_writer_left_in_a_directory_is_found_and_freed(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "repository")
+    put(store, "vm/web/pack/p", b"first")
+    (tmp_path / "repository" / ".tmp" / "0123abcd").write_bytes(b"half")
+    (left,) = store.unfinished()
+    assert abs(datetime.now(UTC) - left.began) < timedelta(minutes=5)
+    for _ in range(2):
+        store.abandon(left)
+    assert list(store.unfinished()) == []
+    assert keys(store) == ["vm/web/pack/p"]
+
+
+@pytest.mark.localstack
+def test_s8_an_upload_in_parts_that_was_not_ended_is_found_and_freed(bucket: Bucket) -> None:
+    options = S3Options(bucket=bucket.name, prefix="dr/a", endpoint_url=bucket.endpoint_url, region=bucket.region)
+    store = S3Store(options)
+    for key in ("dr/a/image/one", "dr/b/other"):
+        bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)
+    (left,) = store.unfinished()
+    assert left.key == "image/one"
+    for _ in range(2):
+        store.abandon(left)
+    assert list(store.unfinished()) == []
+    assert len(bucket.client.list_multipart_uploads(Bucket=bucket.name)["Uploads"]) == 1, "another prefix's stays"
 
 
 @pytest.mark.parametrize("prefix", ["/", "../", "vm/../", "vm//", ".", "vm/\0"])

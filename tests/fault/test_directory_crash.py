@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from figures import count
+
 from drsync.store.directory import DirectoryStore
 from drsync.units import MiB
 
@@ -24,16 +26,17 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def write_until_killed(root: Path, first: int, count: int) -> list[int]:
-    """Kill a writer in the middle of an object, after `count` others; the numbers that it had acknowledged."""
+def write_until_killed(root: Path, first: int, others: int) -> list[int]:
+    """Kill a writer in the middle of an object, after so many others; the numbers that it had acknowledged."""
     command = [sys.executable, "-c", WRITER, str(root), str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        acknowledged = [int(process.stdout.readline()) for _ in range(count)]
+        acknowledged = [int(process.stdout.readline()) for _ in range(others)]
         before = names(root / ".tmp")
         while names(root / ".tmp") <= before:
             pass
         process.kill()
+        count("crashes")
         return acknowledged + [int(line) for line in process.stdout if line.endswith("\n")]
 
 

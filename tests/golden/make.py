@@ -5,21 +5,32 @@ What it made is never changed or made again: a release that can't restore it is 
 
     PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2
     PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-seeded
+    PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-keys
+    PYTHONPATH=tests .venv/bin/python tests/golden/make.py tests/golden/format-2-pruned
 """
 
 import hashlib
 import json
+import secrets
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from fake_clock import FakeClock
 from shipped_vm import WRITTEN_ZEROS, ZEROED, DiskStep, OracleDisk, ShippedVm, Step
 
+from drsync.format.ring import ScryptCost
 from drsync.heartbeat import Seen, write_heartbeat
-from drsync.keyfile import write_key_file
+from drsync.hostkeys import HostKeyFile
+from drsync.keyfile import read_key_file, write_key_file
+from drsync.keyring import Keyring, KeyService
+from drsync.log import Log
 from drsync.model import BLOCK_SIZE
+from drsync.prune.run import PruneOptions, prune_vm
+from drsync.repository import open_repository, read_record
+from drsync.retention import Pin, Rules
 from drsync.store.directory import DirectoryStore
 
 ODD: Final = 11 * BLOCK_SIZE + 1536
@@ -104,6 +115,78 @@ SEEDED_HISTORY: Final = [
 ]
 
 
+ROTATED_HISTORY: Final = [
+    # 1: under the first root key
+    Step(disks={"root": root({0: 1, 2: INCOMPRESSIBLE, 4: 3, 11: 4}), "data": data({0: 5, 2: 7, 3: 9, 4: 11})}),
+    # 2: under the second one, on it
+    Step(disks={"root": root({1: 13, 2: ZEROED, 3: 15}), "data": data({1: 17})}),
+    # 3: a resync that compares with what lies under the first
+    Step(disks={"root": root({5: 19, 11: 21}, whole=True), "data": data({2: ZEROED})}),
+    # 4 is the fence of the host that takes over, 5 its first point; both under the third
+    Step(disks={"root": root({n: 23 + 2 * n for n in range(8)}), "data": data({0: ZEROED})}, taken_over=True),
+]
+PASSPHRASE: Final = "Schlüssel unter der Fußmatte"  # noqa: S105  of a repository in git, for all to read
+
+
+def make_rotated(folder: Path, layers: Path) -> ShippedVm:
+    """The history of a repository whose root key was rotated twice, with a passphrase as a slot."""
+    vm = ShippedVm(layers, store=DirectoryStore((folder / "repository").absolute()))
+    recovery = vm.recovery
+    if recovery is None:
+        raise ValueError(vm)
+    record = read_record(vm.store)
+
+    def no_kms() -> KeyService:
+        raise ValueError(record)
+
+    def cheap() -> ScryptCost:
+        return ScryptCost(salt=secrets.token_hex(16), log2_n=12)
+
+    ring = Keyring(vm.store, record, FakeClock(), no_kms, new_cost=cheap)
+    host = HostKeyFile(folder / "key", vm.store, FakeClock(), no_kms)
+    write_key_file(folder / "key", vm.root)
+    ring.add_passphrase(lambda: ring.open_with_recovery(recovery), "ops", PASSPHRASE)
+    for number, step in enumerate(ROTATED_HISTORY):
+        vm.run([step])
+        if number in {0, 2}:
+            host.rotate(lambda: ring.open_with_passphrase(PASSPHRASE))
+            vm.repository = open_repository(vm.store, read_key_file(folder / "key"), "key")
+            vm.log = Log(vm.repository.vm(vm.vm))
+    (folder / "passphrase").write_text(PASSPHRASE + "\n")
+    return vm
+
+
+def pruned(vm: ShippedVm) -> ShippedVm:
+    """A log with holes: points come, some are dropped, more come, more are dropped, and some come after that."""
+    vm.run([*HISTORY[:3], *OVERWRITING]).run(HISTORY[3:5])
+    prune(vm, keep={1, 4, 7}, copy_below=0.5)
+    vm.run(HISTORY[5:11]).run(OVERWRITING).run(PARTLY_OVERWRITTEN)
+    prune(vm, keep={1, 4, 11, 14}, copy_below=0.5)
+    return vm.run([*HISTORY[11:], *OVERWRITING[:1]])
+
+
+OVERWRITING: Final = [
+    Step(disks={"root": root({n: 101 + 2 * k + 20 * n for n in range(7)}), "data": data({0: 81 + 2 * k, k: ZEROED})})
+    for k in range(4)
+]
+
+PARTLY_OVERWRITTEN: Final = [
+    Step(disks={"root": root({n: 301 + 2 * n for n in range(7)}), "data": data({})}),
+    Step(disks={"root": root({2: 321, 6: 323}), "data": data({})}),
+    Step(disks={"root": root({6: 325}), "data": data({1: 327})}),
+]
+"""What is left of the first two: a pack two thirds of which are alive, and a copied block that lies over it."""
+
+
+def prune(vm: ShippedVm, *, keep: set[int], copy_below: float) -> None:
+    """Drop all points but these and the newest, and delete what nothing needs any more."""
+    options = PruneOptions(grace=timedelta(0), orphan_grace=timedelta(days=14), copy_below=copy_below)
+    pins = [Pin(point, None) for point in keep]
+    done = prune_vm(vm.log, Rules(last=1), pins, committed=0, now=vm.store.now(), options=options)
+    for verdict in done.dropped:
+        del vm.points[verdict.point]
+
+
 def make(folder: Path) -> None:
     """Make the folder with the repository, its two keys, and what each point must restore to.
 
@@ -113,14 +196,20 @@ def make(folder: Path) -> None:
     folder.mkdir()
     store = DirectoryStore((folder / "repository").absolute())
     with tempfile.TemporaryDirectory() as layers:
-        history = SEEDED_HISTORY if folder.name.endswith("-seeded") else HISTORY
-        vm = ShippedVm(Path(layers), store=store).run(history)
+        if folder.name.endswith("-keys"):
+            vm = make_rotated(folder, Path(layers))
+        else:
+            vm = ShippedVm(Path(layers), store=store)
+            write_key_file(folder / "key", vm.root)
+            if folder.name.endswith("-pruned"):
+                pruned(vm)
+            else:
+                vm.run(SEEDED_HISTORY if folder.name.endswith("-seeded") else HISTORY)
     assert vm.recovery is not None
     newest = max(vm.points)
     write_heartbeat(
         vm.repository, "alpha", {vm.vm: Seen(seq=newest, checked_at=datetime(2026, 1, 2, 3, 5, tzinfo=UTC))}
     )
-    write_key_file(folder / "key", vm.root)
     (folder / "recovery-key").write_text(vm.recovery.to_text() + "\n")
     (folder / "expected.json").write_text(json.dumps(_expected(vm), indent=1) + "\n")
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 from command_line import Cli, Done
+from figures import compared, count
 
 FOLDERS: Final = sorted(Path(__file__).parent.glob("format-*"))
 RECOVER: Final = Path(__file__).parents[2] / "examples" / "recover.py"
@@ -48,13 +49,20 @@ class Golden:
         repository = self.folder / "repository"
         return sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
 
+    @property
+    def is_pruned(self) -> bool:
+        return self.folder.name.endswith("-pruned")
+
     def sealed_objects(self) -> list[str]:
-        """Segments and packs."""
-        return [name for name in self.objects() if name.startswith("vm/")]
+        """Segments, merged ones too, packs, and the horizon in force; older ones are just there."""
+        horizons = [name for name in self.objects() if "/horizon/" in name]
+        return [name for name in self.objects() if name.startswith("vm/") and name not in horizons[:-1]]
 
 
 GOLDEN: Final = [Golden(folder) for folder in FOLDERS]
 EVERY: Final = pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.folder.name)
+FIRST: Final = pytest.mark.parametrize("golden", GOLDEN[:1], ids=lambda golden: golden.folder.name)
+"""For what is the same in all of them."""
 
 
 def each(names: str) -> pytest.MarkDecorator:
@@ -102,6 +110,10 @@ def disks_in(output: Path) -> dict[str, Content]:
     return {path.stem: content_of(path) for path in sorted(output.glob("*.raw"))}
 
 
+def size_of(disks: Mapping[str, Content]) -> int:
+    return sum(disk["size_bytes"] for disk in disks.values())
+
+
 def restore(cli: Cli, golden: Golden, output: Path, *words: str) -> Done:
     where = ["--to", "image", "--output", str(output), "--format", "raw"]
     return cli.run("restore", golden.vm, *where, *words)
@@ -117,7 +129,8 @@ def test_there_is_a_repository_of_every_released_format() -> None:
     from drsync.format import FORMAT_VERSION
 
     released = [f"format-{n}" for n in range(1, FORMAT_VERSION + 1)]
-    assert [folder.name for folder in FOLDERS] == sorted([*released, "format-1-seeded"])
+    folders = [*released, "format-1-keys", "format-1-pruned", "format-1-seeded"]
+    assert [folder.name for folder in FOLDERS] == sorted(folders)
 
 
 def test_the_seeded_one_has_packs_of_several_rounds() -> None:
@@ -134,6 +147,78 @@ def test_the_seeded_one_has_packs_of_several_rounds() -> None:
     assert [len(log.read(seq).meta.rounds) for seq in (1, 2, 3)] == [3, 0, 2]
 
 
+def test_the_pruned_one_has_holes_of_every_kind() -> None:
+    from drsync.keyfile import read_key_file
+    from drsync.log import Log
+    from drsync.repository import open_repository
+    from drsync.store.directory import DirectoryStore
+
+    folder = Path(__file__).parent / "format-1-pruned"
+    (folder / "key").chmod(0o600)
+    store = DirectoryStore((folder / "repository").absolute())
+    log = Log(open_repository(store, read_key_file(folder / "key"), folder / "key").vm("web"))
+    horizon = log.horizon()
+    merged = [log.read_merged(hole) for hole in horizon.merged()]
+    assert horizon.number == 2
+    assert any(segment.first < segment.seq for segment in merged)
+    assert any(len(segment.meta.rounds) > 1 for segment in merged)
+    assert any(segment.rows for segment in merged), "zeros that were told"
+    kept = [seq for seq, _ in log.listed() if horizon.is_dropped(seq)]
+    assert any(log.read(seq).meta.point is not None for seq in kept), "a dropped point's segment that is mostly alive"
+
+
+def test_the_rotated_one_has_objects_under_several_keys() -> None:
+    from drsync.keyfile import read_key_file
+    from drsync.log import Log
+    from drsync.repository import open_repository
+    from drsync.store.directory import DirectoryStore
+
+    folder = Path(__file__).parent / "format-1-keys"
+    store = DirectoryStore((folder / "repository").absolute())
+    (folder / "key").chmod(0o600)
+    repository = open_repository(store, read_key_file(folder / "key"), folder / "key")
+    log = Log(repository.vm("web"))
+    assert [log.read(seq).generation for seq in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 3]
+
+
+def test_a_host_with_the_keys_of_one_vm_restores_the_rotated_one(tmp_path: Path) -> None:
+    golden = next(one for one in GOLDEN if one.folder.name == "format-1-keys")
+    cli = host_of(golden, tmp_path / "host")
+    use_key_file(cli, golden)
+    cli.ok("key", "export", "web", "--output", str(tmp_path / "web.key"))
+    (tmp_path / "web.key").replace(cli.key_file)
+    newest = max(golden.expected)
+    assert restore(cli, golden, tmp_path / "out").code == 0
+    assert disks_in(tmp_path / "out") == golden.expected[newest]
+    process = recover(cli, golden, cli.key_file, "root", tmp_path / "root")
+    assert process.communicate(timeout=60)[1] == ""
+    assert content_of(tmp_path / "root") == golden.expected[newest]["root"]
+    process = recover(cli, golden, golden.folder / "recovery-key", "root", tmp_path / "first", "--point", "1")
+    assert process.communicate(timeout=60)[1] == ""
+
+
+def test_recover_py_refuses_what_opens_nothing(tmp_path: Path) -> None:
+    golden = next(one for one in GOLDEN if one.folder.name == "format-1-keys")
+    cli = host_of(golden, tmp_path / "host")
+    key = tmp_path / "given"
+    right = (golden.folder / "passphrase").read_text()
+    recovery = golden.recovery_key.strip()
+    roots = (golden.folder / "key").read_text().splitlines(keepends=True)
+    for given, problem in [
+        (right.upper(), "none of its slots takes this key or passphrase"),
+        (recovery[:-1] + ("A" if recovery[-1] != "A" else "B"), "typing error"),
+        (roots[0], "it is under the key of generation 3; what was given has 1"),
+        (f"drsync-host-key:{'0' * 32}\n", "it is not this repository's"),
+        ("drsync-root-key:" + "0" * 64, "it is not this repository's"),
+    ]:
+        key.write_text(given)
+        process = recover(cli, golden, key, "root", tmp_path / "out")
+        complaint = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert problem in complaint
+        assert not (tmp_path / "out").exists()
+
+
 @EVERY
 def test_it_has_all_that_the_format_has(golden: Golden, cli: Cli) -> None:
     points = cli.ok("points", golden.vm, "--json").json
@@ -143,7 +228,8 @@ def test_it_has_all_that_the_format_has(golden: Golden, cli: Cli) -> None:
     assert any(disk["size_bytes"] % 65536 for disk in disks)
     numbers = [point["point"] for point in points]
     assert numbers == sorted(golden.expected)
-    assert len(list((cli.repository / "vm" / golden.vm / "log").iterdir())) == len(numbers) + 1, "a fence is in between"
+    segments = len(list((cli.repository / "vm" / golden.vm / "log").iterdir()))
+    assert golden.is_pruned or segments == len(numbers) + 1, "a fence is in between"
     assert {point["epoch"] for point in points} == {1, 2}
     assert list((cli.repository / "host").iterdir())
     assert len(list((cli.repository / "vm" / golden.vm / "pack").iterdir())) > 1
@@ -159,14 +245,19 @@ def test_restore_brings_every_point_back(golden: Golden, use_key: Any, tmp_path:
         done = restore(cli, golden, output, "--point", str(point))
         assert done.code == 0, done
         assert disks_in(output) == expected, f"point {point}"
+        compared(size_of(expected))
     assert restore(cli, golden, tmp_path / "newest").code == 0
     assert disks_in(tmp_path / "newest") == golden.expected[max(golden.expected)]
 
 
 @EVERY
-@pytest.mark.parametrize("key", ["key", "recovery-key"])
+@pytest.mark.parametrize("key", ["key", "recovery-key", "passphrase"])
 def test_recover_py_brings_every_point_back(golden: Golden, key: str, cli: Cli, tmp_path: Path) -> None:
-    for point, expected in golden.expected.items():
+    if key == "passphrase" and not (golden.folder / key).exists():
+        return  # it has no slot for one
+    points = sorted(golden.expected)[-1 if key == "passphrase" else 0 :]
+    for point in points:
+        expected = golden.expected[point]
         outputs = {disk: tmp_path / f"{point}-{disk}" for disk in expected}
         running = [
             recover(cli, golden, golden.folder / key, disk, output, "--point", str(point))
@@ -176,6 +267,7 @@ def test_recover_py_brings_every_point_back(golden: Golden, key: str, cli: Cli, 
             _, complaint = process.communicate(timeout=60)
             assert process.returncode == 0, complaint
         assert {disk: content_of(output) for disk, output in outputs.items()} == expected, f"point {point}"
+        compared(size_of(expected))
 
 
 @EVERY
@@ -207,6 +299,7 @@ def test_verify_notices_a_changed_byte_anywhere_in_a_segment_or_pack(golden: Gol
         done = cli.run("verify", "--read-data", "--json")
         damage(path, at)
         assert done.code in {40, 41}, f"byte {at} of {name}: {done}"
+        count("bad inputs refused")
         assert any(name in problem["message"] for problem in done.json[0]["problems"]), f"byte {at}: {done}"
     cli.ok("verify", "--read-data")
 
@@ -229,14 +322,16 @@ def test_a_changed_segment_or_pack_is_refused_where_it_is_needed_and_never_resto
 ) -> None:
     path = cli.repository / name
     damage(path, path.stat().st_size // 2)
-    first = hurt_from(cli)
+    (report,) = cli.run("verify", "--read-data", "--json").json
+    assert report["problems"]
     codes = {}
     for point, expected in golden.expected.items():
         done = restore(cli, golden, tmp_path / str(point), "--point", str(point))
         check_unharmed_or_refused(done, tmp_path / str(point), expected)
         codes[point] = done.code
-    assert not any(code for point, code in codes.items() if point < first), "damage behind a point does not matter"
-    assert codes[min(point for point in codes if point >= first)] in {40, 41}
+    hurt = {point["point"] for point in report["hurt"]}
+    assert {point for point, code in codes.items() if code} == hurt & codes.keys(), "verify says exactly which"
+    assert {code for code in codes.values() if code} <= {40, 41, 94}
 
 
 @each("sealed_objects")
@@ -252,12 +347,13 @@ def test_recover_py_refuses_a_changed_segment_or_pack_at_the_point_that_it_hurts
         recover(cli, golden, cli.key_file, disk, output, "--point", str(point)) for disk, output in outputs.items()
     ]
     complaints = [process.communicate(timeout=60)[1] for process in running]
-    assert any(name in complaint for complaint in complaints), complaints
+    refused = any(name in complaint for complaint in complaints)
+    assert refused or disks_in(tmp_path) == golden.expected[point], complaints  # F52: it may not be needed
     assert disks_in(tmp_path).items() <= golden.expected[point].items()
     assert not list(tmp_path.glob("*.partial"))
 
 
-@EVERY
+@FIRST
 def test_a_changed_byte_of_repo_json_never_restores_wrong(golden: Golden, cli: Cli, tmp_path: Path) -> None:
     path = cli.repository / "repo.json"
     newest = golden.expected[max(golden.expected)]
@@ -275,10 +371,10 @@ def test_a_changed_byte_of_repo_json_never_restores_wrong(golden: Golden, cli: C
 @EVERY
 def test_a_changed_byte_of_the_recovery_slot_never_gives_another_key(golden: Golden, tmp_path: Path) -> None:
     cli = host_of(golden, tmp_path / "host")
-    (path,) = (cli.repository / "keys").iterdir()
+    path = sorted((cli.repository / "keys").iterdir())[-1]  # the slot of old, or the newest key ring
     right = (golden.folder / "key").read_bytes()
     refused = 0
-    for at in range(path.stat().st_size):
+    for at in range(0, size := path.stat().st_size, 1 + size // 200):
         damage(path, at)
         done = cli.run("key", "recover", stdin=golden.recovery_key)
         damage(path, at)
@@ -290,7 +386,7 @@ def test_a_changed_byte_of_the_recovery_slot_never_gives_another_key(golden: Gol
     assert refused > 64
 
 
-@EVERY
+@FIRST
 def test_f21_a_changed_byte_of_the_heartbeat_never_restores_wrong(golden: Golden, cli: Cli, tmp_path: Path) -> None:
     (path,) = (cli.repository / "host").iterdir()
     newest = golden.expected[max(golden.expected)]

@@ -95,6 +95,9 @@ class Pace:
     def take_now(self, _size_bytes: int) -> bool:
         return False
 
+    def limit_bytes_per_s(self) -> float | None:
+        return None
+
     def take(self, _size_bytes: int) -> None:
         self._pieces += 1
         self._happens(self._pieces)

@@ -108,12 +108,18 @@ def test_print_asks_nobody_and_writes_files(tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     words = ("cloud", "setup", "--print", "--bucket", "images", "--repository", REPOSITORY)
     printed = cli.ok(*words, "--account", "111122223333").json
-    assert set(printed) == {"host", "cloud-sync", "recovery", "prune", "setup", "vmimport-trust", "vmimport-policy"}
+    roles = {"owner", "host", "cloud-sync", "restore", "recovery", "failback", "verify", "prune", "setup"}
+    assert set(printed) == {*roles, "bucket", "vmimport-trust", "vmimport-policy"}
     assert "111122223333" in json.dumps(printed["vmimport-trust"])
     done = cli.ok(*words, "--output", str(tmp_path / "iam"))
     assert done.stdout == ""
-    assert "wrote 7 documents" in done.stderr
+    assert "wrote 12 documents" in done.stderr
     assert json.loads((tmp_path / "iam/host.json").read_text()) == cli.ok(*words).json["host"]
+    own = cli.ok(*words, "--host", "alpha", "--vm", "web", "--vm", "db", "--lock-days", "0").json
+    for name in ("/host/alpha.json", "/vm/web/log/*", "/vm/db/pack/*"):
+        assert name in json.dumps(own["host"]["Statement"])
+    assert "/vm/*/log/*" not in json.dumps(own["host"]["Statement"])
+    assert not [s for s in own["prune"]["Statement"] if s["Effect"] == "Allow" and "Retention" in str(s["Action"])]
 
 
 def test_a_repository_that_is_not_in_s3_is_a_mistake_of_the_command(tmp_path: Path) -> None:

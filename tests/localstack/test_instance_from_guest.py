@@ -1,4 +1,5 @@
-"""The whole way of a real guest: protected into a bucket, its site lost, up again as an instance, by BIOS and by UEFI.
+"""The whole way of a real guest: protected into a bucket, its site lost, up again as an instance, by BIOS and by UEFI;
+and home again, with what it wrote meanwhile.
 
 The instance's volumes are taken out of LocalStack and started in QEMU behind NVMe, as EC2 presents them.
 """
@@ -12,7 +13,7 @@ import pytest
 from cloud_lab import Made
 from command_line import Cli
 from drsync_localstack import volume_files
-from ec2_lab import Cloud
+from ec2_lab import BLOCK_BYTES, Cloud
 from guest import Guest, GuestDisk
 
 pytestmark = [pytest.mark.localstack, pytest.mark.qemu, pytest.mark.timeout(900)]
@@ -63,6 +64,32 @@ def taken_out(cloud: Cloud, made: Made, instance_id: str, path: Path) -> GuestDi
     return GuestDisk(node="d0", path=path, format="raw")
 
 
+def goes_home(cli: Cli, cloud: Cloud, made: Made, instance_id: str, disk: Path, place: Path) -> None:
+    """What the instance wrote on its disk comes home, boots there, and is protected from there on."""
+    written = volume_files.put(cloud.endpoint_url, made.volume_of(instance_id, "disk0")["VolumeId"], disk)
+    home = cli.ok("failback", "web", "--from", "ec2", "--instance", instance_id, "--json").json
+    (one,) = home["passes"]
+    assert (one["read_bytes"], home["disks"][0]["whole_because"]) == (written * BLOCK_BYTES, None)
+    assert 0 < one["changed_bytes"] < 8 * 1024 * 1024
+    output = place / "home"
+    cli.ok("restore", "web", "--to", "image", "--output", str(output))
+    disks = [GuestDisk(node="d0", path=output / "disk0.qcow2", format="qcow2")]
+    with Guest(place / "home-guest", disks) as guest:
+        assert (
+            guest.check("cd / && cat /mnt/diary && md5sum -c /mnt/diary.md5")
+            .replace("\r", "")
+            .startswith("first\nsecond\nthird")
+        )
+        configure(cli, cloud, guest.qmp_socket)
+        cli.refused(45, "capture", "web")
+        cli.ok("capture", "web", "--take-over")
+    *_, before, newest = cli.ok("points", "web", "--json").json
+    assert (before["point"], before["kind"], newest["kind"]) == (home["point"], "resync", "resync")
+    assert newest["epoch"] == before["epoch"] + 1
+    assert newest["changed_bytes"] < 8 * 1024 * 1024
+    assert cli.ok("verify", "web", "--read-data").code == 0
+
+
 def test_a_guest_that_lost_its_site_boots_as_an_instance_by_bios_and_by_uefi(
     cli: Cli, cloud: Cloud, guest_raw: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +120,9 @@ def test_a_guest_that_lost_its_site_boots_as_an_instance_by_bios_and_by_uefi(
     with Guest(tmp_path / "bios", [disk], controller="nvme") as instance:
         assert instance.check("cd / && cat /mnt/diary && md5sum -c /mnt/diary.md5").startswith("first\nsecond")
         assert "/dev/nvme0n1p2 on /mnt" in instance.check("mount").replace("\r", "")
+        instance.check("cd / && echo third >> /mnt/diary && md5sum /mnt/diary > /mnt/diary.md5 && sync")
+        instance.poweroff()
+    goes_home(cli, cloud, made, done["instance"], disk.path, tmp_path)
     disk = taken_out(cloud, made, uefi["instance"], tmp_path / "uefi.raw")
     with Guest(tmp_path / "uefi", [disk], controller="nvme", firmware=OVMF, memory_mib=512) as instance:
         assert "second" in instance.check("test -d /sys/firmware/efi && cat /mnt/diary")

@@ -76,7 +76,7 @@ def test_points_wait_in_aws_and_a_recovery_moves_no_data(cli: Cli, vm: ShippedVm
     assert set(first["snapshots"].values()).isdisjoint(second["snapshots"].values())
 
     made.cloud.faults(rules=[{"operation": "PutSnapshotBlock", "times": 9, "error": {"code": "X", "status": 400}}])
-    done = cli.ok("restore", "web", "--to", "ec2", "--json").json
+    done = cli.ok("restore", "web", "--to", "ec2", "--skip-preflight", "--json").json
     assert done["sent_bytes"] == 0
     assert {disk["name"]: disk["snapshot"] for disk in done["disks"]} == second["snapshots"]
     assert "PutSnapshotBlock" not in made.cloud.fired()
@@ -87,7 +87,7 @@ def test_points_wait_in_aws_and_a_recovery_moves_no_data(cli: Cli, vm: ShippedVm
 
 def test_only_so_many_points_stay_and_what_an_image_uses_stays_too(cli: Cli, vm: ShippedVm, made: Made) -> None:
     first = sync(cli)
-    cli.ok("restore", "web", "--to", "ec2")
+    cli.ok("restore", "web", "--to", "ec2", "--skip-preflight")
     seconds = []
     for number in (2, 3, 4):
         vm.capture(step({number: number}))
@@ -103,7 +103,7 @@ def test_only_so_many_points_stay_and_what_an_image_uses_stays_too(cli: Cli, vm:
 
 
 def test_a_cleanup_removes_what_restores_left_and_no_instance_uses(cli: Cli, vm: ShippedVm, made: Made) -> None:
-    drill = cli.ok("restore", "web", "--to", "ec2", "--name", "drill", "--json").json
+    drill = cli.ok("restore", "web", "--to", "ec2", "--skip-preflight", "--name", "drill", "--json").json
     (cleaned,) = cli.ok("cloud", "cleanup", "--restored", "--json").json
     assert cleaned["removed"] == []
     made.cloud.ec2.terminate_instances(InstanceIds=[drill["instance"]])

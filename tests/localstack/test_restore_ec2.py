@@ -1,7 +1,11 @@
 """`drsync restore VM --to ec2`: it comes up as it was, or is refused, and what fails leaves nothing behind."""
 
+import json
+import re
 import signal
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,16 @@ from cloud_lab import MIB, Made, killed_when, protected, start
 from command_line import Cli
 from ec2_lab import BLOCK_BYTES, Cloud, wait_for
 from shipped_vm import ZEROED, DiskStep, ShippedVm, Step
+from soak import SOAK
 
 from drsync.model import BLOCK_SIZE
 from drsync.target.ec2.uefi import uefi_data
+from drsync.units import TiB
 
 pytestmark = [pytest.mark.localstack, pytest.mark.timeout(300)]
 
 SIZE = 40 * MIB
-RESTORE = ("restore", "web", "--to", "ec2")
+RESTORE = ("restore", "web", "--to", "ec2", "--skip-preflight")  # their disks hold no system
 
 
 @pytest.fixture
@@ -226,6 +232,32 @@ def test_by_vm_import_the_disks_are_the_same(cli: Cli, made: Made, bucket: str, 
     assert "choose it with --bucket" in error
 
 
+def test_what_killed_imports_left_is_cleaned_up(cli: Cli, made: Made, bucket: str, tmp_path: Path) -> None:
+    cli.configure(extra='[[cloud]]\nname = "a"\nregion = "us-east-1"\n')
+    vm = protected(cli, tmp_path)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE, writes={0: 2})}))
+    rules = [{"operation": "CreateTags", "times": 1, "delay_s": 4}]
+    made.cloud.faults(rules=rules)
+    killed_when(made.cloud, "CreateTags", cli, *RESTORE, "--via", "vm-import", "--bucket", bucket)
+    made.cloud.faults()
+    other = made.cloud.s3
+    repository = vm.repository.id.hex()[:8]
+    foreign = [f"drsync-import/{repository}-web-2-{'0' * 16}-disk-root.vmdk", "drsync-import/mine.vmdk"]
+    for key in foreign:
+        other.put_object(Bucket=bucket, Key=key, Body=b"somebody else's")
+    (listed,) = cli.ok("cloud", "cleanup", "--restored", "--bucket", bucket, "--dry-run", "--json").json
+    kinds = sorted(one["kind"] for one in listed["removed"])
+    assert kinds == ["imported result", "uploaded image"]
+    (cleaned,) = cli.ok("cloud", "cleanup", "--restored", "--bucket", bucket, "--json").json
+    assert cleaned["removed"] == listed["removed"]
+    (result,) = [one["id"] for one in cleaned["removed"] if one["kind"] == "imported result"]
+    mine: Any = [{"Name": "snapshot-id", "Values": [result]}]
+    assert made.cloud.ec2.describe_snapshots(Filters=mine)["Snapshots"] == []
+    assert sorted(one["Key"] for one in other.list_objects_v2(Bucket=bucket)["Contents"]) == sorted(foreign)
+    (again,) = cli.ok("cloud", "cleanup", "--restored", "--bucket", bucket, "--json").json
+    assert again["removed"] == []
+
+
 def test_a_failed_import_says_what_aws_says_and_leaves_nothing(
     cli: Cli, made: Made, bucket: str, tmp_path: Path
 ) -> None:
@@ -237,6 +269,49 @@ def test_a_failed_import_says_what_aws_says_and_leaves_nothing(
     assert "Disk validation failed" in done.stderr
     assert made.nothing
     assert "Contents" not in made.cloud.s3.list_objects_v2(Bucket=bucket)
+
+
+BY_IMPORT = (*RESTORE, "--via", "vm-import", "--bucket")
+
+
+@pytest.mark.parametrize(
+    ("operation", "after"),
+    [
+        ("ImportSnapshot", True),
+        ("CreateTags", False),  # the task is done, and its result is nobody's yet
+        ("RunInstances", True),
+    ],
+)
+def test_an_import_that_was_killed_in_the_middle_of_a_step_is_ended_by_the_next_run(
+    cli: Cli, made: Made, bucket: str, tmp_path: Path, operation: str, after: bool
+) -> None:
+    vm = protected(cli, tmp_path)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=SIZE, writes={0: 2, 100: 4, 600: 6})}))
+    made.cloud.faults(import_step_s=0.2, rules=[{"operation": operation, "times": 1, "delay_s": 4, "after": after}])
+    killed_when(made.cloud, operation, cli, *BY_IMPORT, bucket)
+    made.cloud.faults()
+    done = cli.ok(*BY_IMPORT, bucket, "--json").json
+    assert made.instances == {done["instance"]: "running"}
+    assert (made.images, list(made.snapshots)) == ([done["image"]], [done["disks"][0]["snapshot"]])
+    assert len(made.cloud.ec2.describe_import_snapshot_tasks()["ImportSnapshotTasks"]) == 1
+    assert "Contents" not in made.cloud.s3.list_objects_v2(Bucket=bucket)
+    held = made.content_of(done["instance"], "root", tmp_path)
+    assert held.blocks == vm.points[1]["root"].blocks
+
+
+def test_an_upload_that_was_killed_goes_on(cli: Cli, made: Made, bucket: str, tmp_path: Path) -> None:
+    vm = protected(cli, tmp_path)
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=100 * MIB, writes={n: 2 * n + 2 for n in range(1000)})}))
+    process = start(cli, *BY_IMPORT, bucket)
+    uploads = partial(made.cloud.s3.list_multipart_uploads, Bucket=bucket)
+    wait_for(lambda: "Uploads" in uploads() or process.poll() is not None, bool, 60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(uploads()["Uploads"]) == 1
+    done = cli.ok(*BY_IMPORT, bucket, "--json").json
+    assert "Uploads" not in uploads()
+    assert "Contents" not in made.cloud.s3.list_objects_v2(Bucket=bucket)
+    assert made.content_of(done["instance"], "root", tmp_path).blocks == vm.points[1]["root"].blocks
 
 
 FATAL = {"code": "ValidationException", "status": 400}
@@ -333,12 +408,47 @@ def test_interrupted_it_removes_what_it_made(cli: Cli, vm: ShippedVm, made: Made
     assert not made.instances
 
 
+def test_a_gib_of_data_on_two_tib_costs_a_gib(cli: Cli, made: Made, tmp_path: Path) -> None:
+    """Neither requests nor memory are in proportion to the disk's size. A GiB in a soak; else an eighth of it."""
+    vm = protected(cli, tmp_path)
+    groups = 2048 if SOAK else 256  # of 512 KiB each, spread over all of the disk
+    apart = 4194304 // groups  # in EBS blocks
+    writes = {group * apart * 8 + at: 3 + 2 * (group % 100) for group in range(groups) for at in range(8)}
+    vm.capture(Step(disks={"root": DiskStep(size_bytes=2 * TiB, writes=writes)}))
+    process, peak_kib = start(cli, *RESTORE, "--json"), 0
+    while process.poll() is None:
+        peak_kib = max(peak_kib, _peak_kib(process.pid))
+        time.sleep(0.05)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    done = json.loads(output[output.index("{") :])
+    assert done["sent_bytes"] == groups * BLOCK_BYTES
+    assert made.volume_of(done["instance"], "root")["Size"] == 2048
+    assert 0 < peak_kib < 400 * 1024
+    pages = made.cloud.ebs.list_snapshot_blocks(SnapshotId=done["disks"][0]["snapshot"])["Blocks"]
+    assert [one["BlockIndex"] for one in pages] == [group * apart for group in range(groups)]
+    for one in pages[:: groups // 3]:
+        index = one["BlockIndex"]
+        data = made.cloud.get(done["disks"][0]["snapshot"], index, one["BlockToken"])
+        assert data == b"".join(vm.points[1]["root"].blocks[index * 8 + at] for at in range(8))
+
+
+def _peak_kib(pid: int) -> int:
+    """What a process had in memory at most, so far; 0 if it is gone."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
 PLAN = """
 [site.b]
 target = "libvirt"
 [site.cloud]
 target = "ec2"
 region = "us-east-1"
+preflight = false
 tags = {{ team = "dr" }}
 networks = {{ prod = "{subnet}" }}
 families = ["m5"]

@@ -247,6 +247,9 @@ def test_while_drsync_waits_for_its_pace_qemu_can_drain_its_disks(daemon: Storag
             self.asked += 1
             return self.asked <= 3
 
+        def limit_bytes_per_s(self) -> float | None:
+            return None
+
         def take(self, _size_bytes: int) -> None:
             daemon.execute("block_resize", **{"node-name": "d-data", "size": SIZES["data"]})
             daemon.io("root", "write -P 6 0 64k")

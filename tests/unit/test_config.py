@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import FrozenInstanceError
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from drsync.config.settings import SOURCES, TABLES
 from drsync.config.table import keys_of
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import is_name
+from drsync.retention import KEEP_ALL, Rules
+from drsync.store.lock import LockMode, LockPolicy
 from drsync.units import GiB
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +122,8 @@ def test_a_file_that_is_not_text_has_the_line() -> None:
         (REPOSITORY + "[deamon]", 'unknown table or key "deamon"; did you mean daemon?'),
         (
             REPOSITORY + "[zzzz]",
-            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, repository, spool, vm',
+            'unknown table or key "zzzz"; known: cloud, daemon, limits, protect, prune, repository, '
+            "retention, spool, verify, vm",
         ),
         (REPOSITORY + "[vm]\nname='a'", "vm is not a list of tables; write [[vm]], with two brackets"),
         ("spool = 3\n" + REPOSITORY, "[spool] = 3 is not a table"),
@@ -326,7 +330,150 @@ def test_any_document_is_either_read_or_refused_in_words(document: dict[str, obj
     assert all(problem and problem.isprintable() for problem in problems)
 
 
+def test_without_retention_everything_stays() -> None:
+    config = parse(REPOSITORY + VM)
+    assert config.retention.of("web") == KEEP_ALL
+    assert config.repository.lock is None
+
+
+def test_a_vm_has_the_rules_of_its_name_else_of_its_pattern_else_of_all() -> None:
+    config = parse(
+        REPOSITORY
+        + """
+        [retention]
+        last = 5
+        daily = 7
+        [retention.vm."db-*"]
+        daily = 90
+        [retention.vm."*-test"]
+        daily = 0
+        minimum_age = "0s"
+        [retention.vm.db-one]
+        yearly = 3
+        """
+    )
+    days = timedelta(days=3)
+    assert config.retention.of("web") == Rules(last=5, daily=7, minimum_age=days)
+    assert config.retention.of("db-two") == Rules(last=5, daily=90, minimum_age=days)
+    assert config.retention.of("db-test") == Rules(last=5, daily=90, minimum_age=days), "the first pattern counts"
+    assert config.retention.of("web-test") == Rules(last=5)
+    assert config.retention.of("db-one") == Rules(last=5, daily=7, yearly=3, minimum_age=days), "a name goes before"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[retention]", "[retention]: no rule keeps anything for long; set last, hourly, daily"),
+        ("[retention]\nminimum_age = '9d'", "[retention]: no rule keeps anything for long"),
+        ("[retention]\ndaily = -1", "[retention]: daily: -1 is not a whole number from 0 to 1000000"),
+        ("[retention]\ndaily = true", "[retention]: daily: true is not a whole number"),
+        ("[retention]\ndayly = 1", '[retention]: unknown key "dayly"; did you mean daily?'),
+        ("retention = 5", "[retention] = 5 is not a table"),
+        ("[retention]\nlast = 1\nvm = 5", "[retention]: vm is not a table"),
+        ("[retention]\nlast = 1\n[retention.vm]\nweb = 5", '[retention.vm."web"] = 5 is not a table'),
+        (
+            "[retention]\nlast = 1\n[retention.vm.web]\nlast = 0",
+            '[retention.vm."web"]: no rule keeps anything for long',
+        ),
+        (
+            "[retention]\nlast = 1\n[retention.vm.web]\nkeep = 0",
+            '[retention.vm."web"]: unknown key "keep"; it belongs to [[cloud]]',
+        ),
+    ],
+)
+def test_a_mistake_in_the_rules_is_told(text: str, problem: str) -> None:
+    assert problems_of(f"{text}\n{REPOSITORY}" if text.startswith("retention") else REPOSITORY + text)[0].startswith(
+        problem
+    )
+
+
+def test_locks_are_for_s3_alone_and_neither_too_short_nor_too_long() -> None:
+    bucket = '[repository]\nurl = "s3://bucket/site"\n'
+    assert parse(bucket + "lock = '30d'").repository.lock == LockPolicy(
+        mode=LockMode.COMPLIANCE, period=timedelta(days=30)
+    )
+    governed = parse(bucket + "lock = '1d'\nlock_mode = 'governance'").repository.lock
+    assert governed == LockPolicy(mode=LockMode.GOVERNANCE, period=timedelta(days=1))
+    assert "lock is only for s3://" in problem_of(REPOSITORY + "lock = '30d'")
+    for wrong in ("'1h'", "'4000d'"):
+        assert "is not from 1d to 3650d" in problem_of(bucket + f"lock = {wrong}")
+
+
 def test_the_vms_of_a_group_are_captured_together() -> None:
     more = "".join(f"[[vm]]\nname = '{n}'\nsocket = '{n}'\ngroup = 'shop'\n" for n in ("db", "cache"))
     config = parse(REPOSITORY + VM + more)
     assert [[vm.name for vm in vms] for vms in captured_together(config.vms)] == [["web"], ["db", "cache"]]
+
+
+def test_a_limit_may_be_written_a_second_or_without() -> None:
+    for text in ("20MiB", "20MiB/s"):
+        assert parse(f"{REPOSITORY}[limits]\nupload = '{text}'\n").limits.upload.bytes_per_s == 20 * 1024 * 1024
+    assert parse(REPOSITORY).limits.upload.bytes_per_s is None
+
+
+WINDOWS = """
+[limits]
+upload = "50MiB/s"
+time_zone = "Europe/Berlin"
+
+[[limits.window]]
+from = "08:00"
+to = "18:00"
+days = "mon-fri"
+upload = "5MiB/s"
+restore = "unlimited"
+
+[[limits.window]]
+days = "sat-mon,wed"
+upload = "20MiB/s"
+read = "1MiB/s"
+"""
+
+
+def test_windows_become_the_course_of_each_limit_that_they_set() -> None:
+    limits = parse(REPOSITORY + WINDOWS).limits
+    assert str(limits.time_zone) == str(limits.upload.zone) == "Europe/Berlin"
+    office, weekend = limits.upload.windows
+    assert (office.days, office.begin_min, office.end_min, office.bytes_per_s) == (
+        frozenset(range(5)),
+        8 * 60,
+        18 * 60,
+        5 * 2**20,
+    )
+    assert (weekend.days, weekend.begin_min, weekend.end_min) == (frozenset({5, 6, 0, 2}), 0, 24 * 60)
+    assert [window.bytes_per_s for window in limits.restore.windows] == [None]
+    assert [window.bytes_per_s for window in limits.read.windows] == [2**20]
+    assert limits.seed_upload.windows == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("from = '8:00'\nupload = '1MiB'", 'from: "8:00" is not a time of day; write "08:00", from "00:00" to "24:00"'),
+        ("to = '24:01'\nupload = '1MiB'", 'to: "24:01" is not a time of day; write "08:00", from "00:00" to "24:00"'),
+        (
+            "from = '08:60'\nupload = '1MiB'",
+            'from: "08:60" is not a time of day; write "08:00", from "00:00" to "24:00"',
+        ),
+        (
+            "days = 'mon-so'\nupload = '1MiB'",
+            'days: "mon-so" are no days; write for example "mon-fri" or "sat,sun" (mon, tue, wed, thu, fri, sat, sun)',
+        ),
+        ("from = '08:00'\nto = '08:00'\nupload = '1MiB'", "from and to are the same; the whole day is"),
+        ("from = '08:00'", "it limits nothing; set one of upload, seed_upload"),
+        ("upload = '1KB'", "upload: '1KB' is not a size"),
+        ("upload = '1B/s'", "upload: 1 bytes a second is too little; 1024 is the least"),
+        ("uplaod = '1MiB'", 'unknown key "uplaod"; did you mean upload?'),
+    ],
+)
+def test_what_is_wrong_with_a_window_is_told(text: str, problem: str) -> None:
+    found = problems_of(f"{REPOSITORY}[[limits.window]]\n{text}\n")
+    assert any(each.startswith(f"[[limits.window]] number 1: {problem}") for each in found), found
+
+
+def test_what_is_wrong_with_the_limits_is_told() -> None:
+    assert "is no time zone that this host knows" in problem_of(f"{REPOSITORY}[limits]\ntime_zone = 'Mars/Base'\n")
+    assert "two brackets" in problem_of(f"{REPOSITORY}[limits.window]\nupload = '1MiB'\n")
+    assert problem_of(f"{REPOSITORY}[limits]\nfrom = '08:00'\n") == (
+        '[limits]: unknown key "from"; it belongs to [[limits.window]]'
+    )

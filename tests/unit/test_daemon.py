@@ -69,6 +69,7 @@ class ScriptedCaptures:
         self.most_running = 0
         self.beats = 0
         self.groups: list[tuple[str, ...]] = []
+        self.scrubbed: list[str] = []
         self._lock = threading.Lock()
 
     def capture(
@@ -108,6 +109,10 @@ class ScriptedCaptures:
         if self.trouble is not None:
             raise self.trouble
         return self.found
+
+    def scrub(self, vm: str, /, *, stop: Callable[[], bool]) -> None:
+        with self._lock:
+            self.scrubbed.append(vm)
 
     def beat(self) -> None:
         with self._lock:
@@ -368,7 +373,7 @@ def test_every_vm_is_captured_again_and_again_and_the_host_lives() -> None:
     with running(config_of("web", "db"), captures) as work:
         wait_until(lambda: captures.counts["web"] >= 3 and captures.counts["db"] >= 3)
         assert work.stop() is True
-    assert captures.beats == captures.counts.total()
+    assert 1 <= captures.beats <= 3  # one at the first capture, one at the end for all that came since
     assert work.notifier.messages[0] == "READY=1\nSTATUS=2 VMs, 2 at a time, to file:///srv/repository"
     assert "WATCHDOG=1" in work.notifier.messages
     assert "STOPPING=1" in work.notifier.messages

@@ -20,8 +20,11 @@ RANGES = {
     "SourceError": range(50, 60),
     "SpoolError": range(60, 70),
     "TargetError": range(70, 80),
-    "RecoveryError": range(80, 90),
+    "RecoveryError": range(80, 84),
+    "PruneError": range(84, 88),
     "GuestError": range(90, 100),
+    "DamageError": range(94, 98),
+    "RetentionError": range(84, 100),
     "CloudError": range(100, 126),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drsync.errors import KeyFileExists, KeyFileExposed, KeyFileMissing
-from drsync.format.keys import RootKey
+from drsync.format.keys import RootKey, RootKeys
 from drsync.keyfile import read_key_file, write_key_file
 
 KEY = RootKey(bytes(range(32)))
@@ -21,7 +21,7 @@ def test_what_was_written_is_read_and_is_for_its_owner_only(tmp_path: Path) -> N
         write_key_file(path, KEY)
     finally:
         os.umask(before)
-    assert read_key_file(path) == KEY
+    assert read_key_file(path) == RootKeys((KEY,))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == KEY.to_text()
 

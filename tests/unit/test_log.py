@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from faulty import Effect, Fault, FaultyStore
+from forged import reseal
+from msgspec import structs
 from shipped_vm import DiskStep, ShippedVm, Step, objects_of, reopened, restored, store_of
 
 from drsync.errors import ChainBroken, Fenced, ObjectDamaged, ObjectMissing, PointLost, StoreUnavailable
@@ -44,6 +46,14 @@ def test_f12_segments_are_numbered_from_1_and_carry_the_hash_of_the_index_before
     assert previous == ["", *(s.index_sha256.hex() for s in segments[:-1])]
     assert vm.log.newest() == vm.log.newest(after=3) == 5
     assert vm.log.numbers(after=3) == [4, 5]
+
+
+def test_f12_a_segment_that_calls_itself_another_number_is_refused(vm: ShippedVm) -> None:
+    vm.capture(step(1))
+    open_writer(vm.log, "another")
+    reseal(vm.log, 2, lambda meta: structs.replace(meta, seq=3))
+    with pytest.raises(ObjectDamaged, match="its index is of segment 3"):
+        vm.log.read(2)
 
 
 def test_a_chain_can_be_followed_from_any_segment_whose_hash_is_known(vm: ShippedVm) -> None:

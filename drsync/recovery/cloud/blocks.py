@@ -54,7 +54,7 @@ def beside(log: Log, before: PointImage, seq: int) -> PointImage:
         ChainBroken, ObjectMissing, ObjectDamaged: the log is not whole between the two.
     """
     shown = log.read(before.seq)
-    behind = log.chain(before.seq + 1, seq, previous=shown.index_sha256.hex())
+    behind = log.chain(before.seq + 1, seq, previous=shown.index_sha256.hex(), generation=shown.generation)
     return PointImage(log.objects, [shown, *behind], _Below(before))
 
 

@@ -10,6 +10,10 @@ PRICES_WHERE: Final = "us-east-1"
 """Other regions differ by some ten percent."""
 PUT_BLOCK_USD: Final = 0.006 / 1000
 """PutSnapshotBlock (the pricing example of EBS direct)."""
+GET_BLOCK_USD: Final = 0.003 / 1000
+"""GetSnapshotBlock (the same)."""
+LIST_REQUEST_USD: Final = 0.0006 / 1000
+"""ListChangedBlocks, ListSnapshotBlocks (the same)."""
 SNAPSHOT_GIB_MONTH_USD: Final = 0.05
 """Snapshot storage, per GiB of blocks that no other snapshot of the chain has."""
 VOLUME_GIB_MONTH_USD: Final = 0.08
@@ -59,6 +63,26 @@ def cost_of(*, put_blocks: int, block_bytes: int, volume_gib: int) -> Cost:
             ),
             CostItem(
                 what="gp3 volumes", amount=volume_gib, unit="GiB", usd=volume_gib * VOLUME_GIB_MONTH_USD, monthly=True
+            ),
+        )
+    )
+
+
+def failback_cost(*, get_blocks: int, list_requests: int, changed_bytes: int) -> Cost:
+    """The cost of bringing so many blocks home. Not in it: traffic out of AWS, which is most of it if that is left."""
+    stored_gib = changed_bytes / 1024**3
+    return Cost(
+        items=(
+            CostItem(what="GetSnapshotBlock", amount=get_blocks, unit="requests", usd=get_blocks * GET_BLOCK_USD),
+            CostItem(
+                what="lists of blocks", amount=list_requests, unit="requests", usd=list_requests * LIST_REQUEST_USD
+            ),
+            CostItem(
+                what="snapshots",
+                amount=round(stored_gib, 3),
+                unit="GiB",
+                usd=stored_gib * SNAPSHOT_GIB_MONTH_USD,
+                monthly=True,
             ),
         )
     )

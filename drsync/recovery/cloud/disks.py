@@ -6,6 +6,7 @@ Both ways use it: a restore, that wants them now, and the pilot light, that has 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from drsync.catalog import Point
 from drsync.errors import CloudRefused, DrsyncError
@@ -64,6 +65,16 @@ class Written:
     sent_blocks: int
 
 
+class FixedDisks(Protocol):
+    """The disks of a prepared guest (fixing.py)."""
+
+    content: str
+
+    def holding_data(self, disk: str) -> Indexes: ...
+
+    def read(self, disk: str, blocks: Indexes) -> Iterator[tuple[int, bytes]]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskShipping:
     """Brings disks of points into EBS."""
@@ -72,11 +83,14 @@ class DiskShipping:
     snapshots: Snapshots
     keeper: Keeper
     own_tags: Mapping[str, str] = field(default_factory=dict)
+    is_fixed: bool = False
+    """The guest is prepared for EC2 on the way: nothing of it is the point as it was captured."""
 
     def of(self, point: Point) -> tags.PointTags:
         """What everything of a point is tagged with."""
+        capture = point.capture + (tags.FIXED if self.is_fixed else "")
         return tags.PointTags(
-            repository=self.session.repository.id.hex(), vm=point.vm, capture=point.capture, point=point.number
+            repository=self.session.repository.id.hex(), vm=point.vm, capture=capture, point=point.number
         )
 
     def plan(
@@ -89,13 +103,14 @@ class DiskShipping:
             IntegrityError, StoreError: the log can't be read.
         """
         known = self.snapshots.find(self.of(point).owner())
-        usable = [s for s in known if not whole or s.tags.get(tags.CAPTURE) == point.capture]
+        alone = whole or self.is_fixed
+        usable = [s for s in known if not alone or s.tags.get(tags.CAPTURE) == self.of(point).capture]
         return [self._plan(point, image, name, usable) for name in names]
 
     def _plan(self, point: Point, image: PointImage, name: str, known: Sequence[FoundSnapshot]) -> PlannedDisk:
         size_bytes = image.disk(name).size_bytes
         mine = [s for s in known if s.tags.get(tags.DISK) == name]
-        same = [s for s in mine if s.tags.get(tags.CAPTURE) == point.capture]
+        same = [s for s in mine if s.tags.get(tags.CAPTURE) == self.of(point).capture]
         existing = next((s for s in same if Snapshots.is_usable(s, size_bytes)), None)
         parent, before, beside_it = None, None, image
         if existing is None:
@@ -181,6 +196,33 @@ class DiskShipping:
         with writer:
             opened(writer.id)
             self._fill(writer, point, disk, progress)
+            return Written(snapshot_id=writer.id, sent_blocks=writer.sent)
+
+    def write_fixed(
+        self,
+        point: Point,
+        disk: PlannedDisk,
+        fixed: FixedDisks,
+        progress: Progress,
+        *,
+        opened: Callable[[str], None] = lambda _snapshot: None,
+    ) -> Written:
+        """Write a disk of a prepared guest into a snapshot; what there is of earlier preparations goes.
+
+        Raises:
+            CloudError: AWS does not take it.
+        """
+        for old in self.snapshots.find({**self.of(point).identity(), tags.DISK: disk.name}):
+            self.snapshots.delete(old.id)
+        blocks = fixed.holding_data(disk.name)
+        job = replace(self._job(point, disk), blocks=blocks, content=fixed.content)
+        progress.start(f"{point.vm} {disk.name}", len(blocks) * BLOCK_BYTES)
+        with self.snapshots.open(job) as writer:
+            opened(writer.id)
+            for index, data in fixed.read(disk.name, blocks):
+                writer.put(index, data)
+                progress.advance(len(data))
+            writer.finish()
             return Written(snapshot_id=writer.id, sent_blocks=writer.sent)
 
     def _fill(self, writer: SnapshotWriter, point: Point, disk: PlannedDisk, progress: Progress) -> None:

@@ -7,7 +7,8 @@
 Names of imports are made of repository, VM, capture and disk, so a run that was killed finds its upload and its task.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from drsync.errors import CantRunInCloud
@@ -22,6 +23,16 @@ from drsync.target.ec2.upload import DiskImport, ImportPlace, ReadBlocks, Tuning
 
 _NO_BUCKET = "none"
 """What is never read: the disks of the image are snapshots."""
+
+
+def _prefix(repository: str, vm: str) -> str:
+    return f"{repository[:8]}-{vm}-"
+
+
+def belongs_to(repository: str, vm: str) -> Callable[[str], bool]:
+    """Whether an import's name is of this VM: others may have names that begin the same."""
+    pattern = re.compile(re.escape(_prefix(repository, vm)) + r"[0-9a-f]{16}-(?:disk-.+|image)")
+    return lambda name: pattern.fullmatch(name) is not None
 
 
 class ImportRoute:
@@ -114,4 +125,4 @@ class ImportRoute:
 
     def _name(self, what: str) -> str:
         of = self._plan.of
-        return f"{of.repository[:8]}-{of.vm}-{of.capture}-{what}"
+        return f"{_prefix(of.repository, of.vm)}{of.capture}-{what}"

@@ -10,7 +10,7 @@ same snapshot, block by block with the same content.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -19,12 +19,15 @@ from drsync.catalog import Point
 from drsync.errors import CloudRefused
 from drsync.model import Progress
 from drsync.recovery.cloud.disks import DiskShipping
+from drsync.recovery.cloud.importing import belongs_to
 from drsync.recovery.lag import rpo_s
 from drsync.session import Session
 from drsync.target.ec2 import images, tags
 from drsync.target.ec2.aws import Aws
+from drsync.target.ec2.import_leftovers import ImportLeftovers
 from drsync.target.ec2.instances import Instances
 from drsync.target.ec2.snapshot import BLOCK_BYTES, FoundSnapshot, Keeper, Snapshots
+from drsync.target.ec2.upload import ImportPlace
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +127,12 @@ class PilotLight:
             CloudError: AWS can't be asked.
         """
         by_capture: dict[str, list[FoundSnapshot]] = {}
-        for snapshot in self._snapshots.find(self._owner(vm)):
+        found = self._snapshots.find(self._owner(vm))
+        for snapshot in (s for s in found if not tags.is_changed(s.tags)):
             by_capture.setdefault(snapshot.tags.get(tags.CAPTURE, ""), []).append(snapshot)
         held = [
-            HeldPoint(number=tags.number(found[0].tags, tags.POINT), capture=capture, snapshots=found)
-            for capture, found in by_capture.items()
+            HeldPoint(number=tags.number(its[0].tags, tags.POINT), capture=capture, snapshots=its)
+            for capture, its in by_capture.items()
         ]
         return sorted(held, key=lambda point: point.number, reverse=True)
 
@@ -192,18 +196,33 @@ class PilotLight:
         point = newest if held.capture == newest.capture else self._session.find_point(vm, number=held.number)[0]
         return rpo_s(self._session, point, self._session.clock.now())
 
-    def cleanup(self, vm: str, *, restored: bool = False, dry_run: bool = False) -> Cleaned:
-        """Remove what is outdated; with `restored` also what restores made and no instance uses.
+    def cleanup(self, vm: str, *, restored: bool = False, dry_run: bool = False, bucket: str | None = None) -> Cleaned:
+        """Remove what is outdated; with `restored` also what restores and failbacks made and no instance uses.
 
-        Instances are never touched.
+        That is also what killed imports have left; their images in `bucket`, if it is given. No instance is touched.
 
         Raises:
             CloudError: AWS can't be asked.
         """
         leftovers = self._outdated(vm)
+        cleaned = Cleaned()
         if restored:
             leftovers = [*self._restored(vm), *leftovers]
-        return Cleaned(removed=list(leftovers)) if dry_run else self._remove(leftovers)
+            cleaned = self._clean_imports(vm, bucket, dry_run=dry_run)
+        done = Cleaned(removed=list(leftovers)) if dry_run else self._remove(leftovers)
+        return Cleaned(removed=[*cleaned.removed, *done.removed], kept=done.kept)
+
+    def _clean_imports(self, vm: str, bucket: str | None, *, dry_run: bool) -> Cleaned:
+        imports = ImportLeftovers(
+            self._aws,
+            None if bucket is None else ImportPlace(bucket=bucket),
+            belongs_to(self._session.repository.id.hex(), vm),
+            clock=self._session.clock,
+        )
+        found = imports.find()
+        if not dry_run:
+            imports.remove(found)
+        return Cleaned(removed=[Leftover(kind=o.kind, id=o.id, vm=vm, why="an import left it") for o in found])
 
     def _outdated(self, vm: str) -> list[Leftover]:
         """Points beyond those that are kept, and pending snapshots that nobody goes on with."""
@@ -247,7 +266,19 @@ class PilotLight:
                 found.append(Leftover(kind="image", id=image["ImageId"], vm=vm, why="no instance uses it"))
         made = self._snapshots.find({**self._owner(vm), tags.KEEPER: Keeper.RESTORE.value})
         why = "a restore made it; no instance uses it"
-        return found + [Leftover(kind="snapshot", id=s.id, vm=vm, why=why) for s in made if s.id not in used]
+        found += [Leftover(kind="snapshot", id=s.id, vm=vm, why=why) for s in made if s.id not in used]
+        return found + self._of_failbacks(vm, used)
+
+    def _of_failbacks(self, vm: str, used: Collection[str]) -> list[Leftover]:
+        """Snapshots that failbacks made of instances that are gone: nothing will be compared with them any more."""
+        there = {instance.id for instance in Instances(self._aws, self._session.clock).find(self._owner(vm))}
+        made = self._snapshots.find({**self._owner(vm), tags.KEEPER: Keeper.FAILBACK.value})
+        why = "a failback made it; its instance is gone"
+        return [
+            Leftover(kind="snapshot", id=s.id, vm=vm, why=why)
+            for s in made
+            if s.id not in used and s.tags.get(tags.INSTANCE) not in there
+        ]
 
     def _remove(self, leftovers: Sequence[Leftover]) -> Cleaned:
         cleaned = Cleaned()

@@ -1,12 +1,16 @@
 """From a request to a plan; collects what would refuse it instead of stopping at the first. Makes nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from drsync.errors import CantRunInCloud, DrsyncError, ObjectDamaged
+from drsync.errors import CantRunInCloud, DrsyncError, FixUnavailable, ObjectDamaged, WontBoot
 from drsync.format.names import segment as segment_name
+from drsync.preflight.findings import Verdict
+from drsync.preflight.fix.prepare import check_available
 from drsync.recovery.cloud.cost import cost_of
 from drsync.recovery.cloud.disks import DiskShipping, PlannedDisk
+from drsync.recovery.cloud.fixing import WORK_DIR
 from drsync.recovery.cloud.guest import UEFI, Guest, read_guest
 from drsync.recovery.cloud.request import CloudPlan, CloudRequest, Via
 from drsync.session import Session
@@ -58,12 +62,16 @@ class CloudPlanning:
     def plan(self) -> CloudPlan:
         if self._request.via is Via.VM_IMPORT and self._request.import_bucket is None:
             self._cant("VM Import reads images from a bucket: choose it with --bucket")
+        if self._request.fix_guest and (self._request.convert_guest or self._request.via is Via.VM_IMPORT):
+            self._cant("a guest that AWS converts or imports is not prepared by drsync: leave --fix-guest out")
         disks = self._disks()
         zone, private_ip = self._network()
         self._uefi_data = self._converted_nvram()
         self._note_guest()
         instance_type = self._instance_type(zone, len(disks))
         existing = self._existing()
+        if existing is None and not self._request.skip_preflight:
+            self._preflight()
         self._check_address(private_ip, existing)
         return CloudPlan(
             request=self._request,
@@ -89,6 +97,31 @@ class CloudPlanning:
             ),
         )
 
+    def _preflight(self) -> None:
+        """What can be seen of it beforehand: a guest that would not boot is refused, unless it will be changed."""
+        report = self._session.preflighted(self._point)
+        counts = report.counts
+        if self._request.fix_guest:
+            with_fix = "; the guest is prepared for EC2 on the way" if counts[Verdict.FAILS] else ""
+            self._check_fix()
+        else:
+            with_fix = "; AWS converts the guest" if self._request.convert_guest else ""
+        failed = [f"{one.check}: {one.reason}" for one in report.findings if one.verdict is Verdict.FAILS]
+        if failed and not with_fix:
+            problems = "; ".join(failed)
+            self._errors.append(WontBoot(vm=self._request.vm, point=self._point.number, problems=problems))
+        elif failed:
+            self._notes.changed("preflight", f"as it is, it would not come up: {'; '.join(failed)}{with_fix}")
+        if doubtful := counts[Verdict.WARNING] + counts[Verdict.UNKNOWN]:
+            text = f"{doubtful} warnings or unknowns (drsync preflight {self._request.vm} --to ec2 lists them)"
+            self._notes.changed("preflight", text)
+
+    def _check_fix(self) -> None:
+        try:
+            check_available(self._request.work_dir or WORK_DIR)
+        except FixUnavailable as err:
+            self._errors.append(err)
+
     def _cant(self, problem: str) -> None:
         self._errors.append(CantRunInCloud(vm=self._request.vm, region=self._region, problem=problem))
 
@@ -106,6 +139,8 @@ class CloudPlanning:
             self._cant(f"it has {len(names)} disks; an instance takes {MAX_VOLUMES} volumes")
             return ()
         disks = self._shipping.plan(self._point, self._image, names, whole=self._request.via is Via.VM_IMPORT)
+        if self._request.fix_guest and not all(disk.existing for disk in disks):
+            disks = [replace(disk, existing=None) for disk in disks]  # they are of one preparation, or of none
         for disk in disks:
             if self._request.via is Via.VM_IMPORT and disk.size_bytes >= MAX_DISK_BYTES:
                 self._cant(f"disk {disk.name} has {disk.volume_gib} GiB; VM Import takes images below 16 TiB")

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from drsync.errors import CantRunInCloud
 from drsync.model import Progress
 from drsync.recovery.cloud.cost import cost_of
 from drsync.recovery.cloud.disks import DiskShipping, PlannedDisk
+from drsync.recovery.cloud.fixing import fixed_disks
 from drsync.recovery.cloud.importing import ImportRoute
 from drsync.recovery.cloud.made import Kind, Made
 from drsync.recovery.cloud.planning import CloudPlanning
@@ -79,7 +81,11 @@ class CloudRecovery:
 
     def _shipping(self, request: CloudRequest) -> DiskShipping:
         return DiskShipping(
-            session=self._session, snapshots=self._snapshots, keeper=Keeper.RESTORE, own_tags=request.tags
+            session=self._session,
+            snapshots=self._snapshots,
+            keeper=Keeper.RESTORE,
+            own_tags=request.tags,
+            is_fixed=request.fix_guest,
         )
 
     def run(self, plan: CloudPlan, progress: Progress, *, started_s: float | None = None) -> CloudOutcome:
@@ -119,6 +125,8 @@ class CloudRecovery:
             self._say(f"{plan.request.vm}: image {image_id}, converted before")
         elif plan.request.convert_guest and plan.request.via is Via.VM_IMPORT:
             image_id = self._convert(run, route, progress)
+        elif plan.request.fix_guest and not all(disk.existing for disk in plan.disks):
+            self._fixed_snapshots(run, shipping, progress)
         else:
             for disk in plan.disks:
                 with self._step(run, f"snapshot {disk.name}"):
@@ -196,6 +204,18 @@ class CloudRecovery:
         )
         run.sent_blocks += written.sent_blocks
         return written.snapshot_id
+
+    def _fixed_snapshots(self, run: _Run, shipping: DiskShipping, progress: Progress) -> None:
+        """The snapshots of all disks, with the guest prepared for EC2."""
+        began_s = self._session.clock.monotonic_s()
+        with fixed_disks(self._session, run.plan, progress, self._say) as fixed:
+            run.steps.append(Step(name="fix guest", took_s=self._session.clock.monotonic_s() - began_s))
+            for disk in run.plan.disks:
+                with self._step(run, f"snapshot {disk.name}"):
+                    opened = partial(run.made.add, Kind.SNAPSHOT)
+                    written = shipping.write_fixed(run.plan.point, disk, fixed, progress, opened=opened)
+                run.snapshots[disk.name] = written.snapshot_id
+                run.sent_blocks += written.sent_blocks
 
     def _image(self, run: _Run) -> str:
         plan = run.plan

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 
 from drsync.catalog import Point
 from drsync.errors import DrsyncError
@@ -39,6 +40,12 @@ class CloudRequest:
     import_role: str = "vmimport"
     convert_guest: bool = False
     """Let AWS change the guest's drivers, network and boot loader (ImportImage)."""
+    fix_guest: bool = False
+    """Prepare the guest for EC2 on the way: initramfs, fstab, network (preflight/fix)."""
+    work_dir: Path | None = None
+    """Where its disks are files meanwhile; None: /var/tmp."""
+    skip_preflight: bool = False
+    """Bring it up whatever can be seen of it beforehand."""
     name: str | None = None
     """Of the instance, and what tells one instance of a point from another; None: the VM's."""
     subnet: str | None = None

@@ -14,7 +14,7 @@ from drsync.errors import InstanceNotUp
 from drsync.model import Progress
 from drsync.pace import TokenBucket
 from drsync.recovery.cloud.recover import CloudRecovery
-from drsync.recovery.cloud.request import CloudPlan, CloudRequest
+from drsync.recovery.cloud.request import CloudPlan, CloudRequest, Via
 from drsync.recovery.site import Arrival, Task
 from drsync.recovery.waiting import closed
 from drsync.session import Session
@@ -89,7 +89,7 @@ class CloudSite:
             if instance.state in ("running", "pending"):
                 return instance
             point, _ = self._session.find_point(request.vm, number=request.number, at=request.at)
-            if instance.tags.get(tags.CAPTURE) == point.capture:
+            if tags.capture_of(instance.tags) == point.capture:
                 return instance
         return None
 
@@ -116,6 +116,12 @@ class CloudSite:
             keep_ip=site.keep_ip,
             tags=site.tags,
             timeout_s=task.timeout_s,
+            via=Via(site.via),
+            import_bucket=site.bucket,
+            import_role=site.import_role,
+            convert_guest=site.convert_guest,
+            fix_guest=site.fix_guest,
+            skip_preflight=not site.preflight,
         )
         if own is None:
             return request
@@ -130,7 +136,15 @@ class CloudSite:
             boot_mode=own.boot_mode,
             private_ip=own.private_ip,
             keep_ip=site.keep_ip and own.private_ip is None,
+            via=request.via if own.via is None else Via(own.via),
+            convert_guest=_chosen(own.convert_guest, default=site.convert_guest and not own.fix_guest),
+            fix_guest=_chosen(own.fix_guest, default=site.fix_guest and not own.convert_guest),
         )
+
+
+def _chosen(own: bool | None, *, default: bool) -> bool:
+    """What a VM's own table says, else what its site does."""
+    return default if own is None else own
 
 
 def _arrival(plan: CloudPlan, name: str) -> Arrival:

@@ -137,12 +137,13 @@ class SnapshotTasks:
         self.name = name
 
     def known(self) -> Sequence[Task]:
-        return [task for task in self._listed([]) if task.tags.get(IMPORT_TAG) == self.name]
+        return [task for task in self.listed([]) if task.tags.get(IMPORT_TAG) == self.name]
 
     def look(self, task_id: str) -> Task | None:
-        return next(iter(self._listed([task_id])), None)
+        return next(iter(self.listed([task_id])), None)
 
-    def _listed(self, ids: Sequence[str]) -> list[Task]:
+    def listed(self, ids: Sequence[str]) -> list[Task]:
+        """These tasks of the account, whatever import they are of; without ids, all that AWS still lists."""
         with self._aws.translated("DescribeImportSnapshotTasks"):
             pages = self._aws.ec2.get_paginator("describe_import_snapshot_tasks").paginate(ImportTaskIds=ids)
             return [_snapshot_task(one) for page in pages for one in page["ImportSnapshotTasks"]]
@@ -171,12 +172,13 @@ class ImageTasks:
         self._given = frozenset(given)
 
     def known(self) -> Sequence[Task]:
-        return [task for task in self._listed([]) if task.tags.get(IMPORT_TAG) == self.name]
+        return [task for task in self.listed([]) if task.tags.get(IMPORT_TAG) == self.name]
 
     def look(self, task_id: str) -> Task | None:
-        return next(iter(self._listed([task_id])), None)
+        return next(iter(self.listed([task_id])), None)
 
-    def _listed(self, ids: Sequence[str]) -> list[Task]:
+    def listed(self, ids: Sequence[str]) -> list[Task]:
+        """These tasks of the account, whatever import they are of; without ids, all that AWS still lists."""
         with self._aws.translated("DescribeImportImageTasks"):
             pages = self._aws.ec2.get_paginator("describe_import_image_tasks").paginate(ImportTaskIds=ids)
             return [_image_task(one) for page in pages for one in page["ImportImageTasks"]]

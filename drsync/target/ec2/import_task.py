@@ -152,25 +152,33 @@ def import_image(
     """
     if not 1 <= len(sources) <= MAX_IMAGE_DISKS:
         raise ValueError(f"an image has 1 to {MAX_IMAGE_DISKS} disks, not {len(sources)}")
-    tasks = ImageTasks(aws, image.name, [source.snapshot_id for source in sources])
+    given = [source.snapshot_id for source in sources]
+    tasks = ImageTasks(aws, image.name, given)
     total_bytes = sum(source.size_bytes for source in sources)
     run = _Run(aws, place, tasks, total_bytes, clock=clock, progress=progress, tuning=tuning)
     uploaded = [source.name for source in sources if source.name]
     with _UndoneOnError(run, uploaded):
         done = run.follow(run.find() or run.begin(aws.ec2.import_image, image_request(place, image, sources)))
-        tag_results(aws, [done.image_id, *done.snapshot_ids], image.name, image.tags)
+        made = [one for one in done.snapshot_ids if one not in given]  # what it was made of stays what it was
+        tag_results(aws, [done.image_id, *made], image.name, image.tags)
         for name in uploaded:
             remove_image(aws, place, name)
     return ImportedImage(image_id=done.image_id, snapshot_ids=done.snapshot_ids)
 
 
 def remove_leftovers(
-    aws: Aws, place: ImportPlace, names: Iterable[str], *, clock: Clock, tuning: Tuning | None = None
+    aws: Aws,
+    place: ImportPlace,
+    names: Iterable[str],
+    *,
+    clock: Clock,
+    tuning: Tuning | None = None,
+    images: bool = True,
 ) -> list[str]:
     """Remove what killed imports of these names have left; what that was.
 
-    Tasks that run are cancelled; images, journals and uploads in the bucket are removed. What a task has made already
-    (snapshots, AMIs) is left: it has the import's tag.
+    Tasks that run are cancelled; images, journals and uploads in the bucket are removed (unless `images` is false: then
+    no bucket is known). What a task has made already (snapshots, AMIs) is left: import_leftovers.py knows whose it is.
 
     Raises:
         CloudError: AWS failed or refused; call it again.
@@ -181,7 +189,7 @@ def remove_leftovers(
         for tasks in kinds:
             run = _Run(aws, place, tasks, 0, clock=clock, tuning=tuning)
             removed += [run.cancel(task) for task in tasks.known() if task.state is TaskState.RUNNING]
-        removed += remove_image(aws, place, name)
+        removed += remove_image(aws, place, name) if images else []
     return removed
 
 

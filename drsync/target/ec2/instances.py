@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from drsync.errors import CloudNotFound, CloudRefused, CloudUnavailable, InstanceNotUp
@@ -87,6 +88,8 @@ class Instance:
     """Device → volume."""
     tags: Mapping[str, str]
     reason: str = ""
+    launched_at: datetime | None = None
+    """When it was last launched or started."""
 
     @property
     def is_gone(self) -> bool:
@@ -256,4 +259,5 @@ def _read(instance: "InstanceTypeDef") -> Instance:
         volumes={m["DeviceName"]: m["Ebs"]["VolumeId"] for m in mappings if "Ebs" in m},
         tags=tags.read(instance.get("Tags")),
         reason=instance.get("StateReason", {}).get("Message", ""),
+        launched_at=instance.get("LaunchTime"),
     )

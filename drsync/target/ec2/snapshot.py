@@ -21,7 +21,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -70,6 +70,7 @@ class Keeper(StrEnum):
 
     RESTORE = "restore"
     SYNC = "sync"
+    FAILBACK = "failback"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,8 @@ class SnapshotJob:
     """How many disks the point has: it is whole when each has its snapshot."""
     keeper: Keeper = Keeper.RESTORE
     own_tags: Mapping[str, str] = field(default_factory=dict)
+    content: str = ""
+    """Names what the blocks hold, where the same list can have another content."""
     encrypted: bool = False
     """With the account's default key. Only without a parent: a child is as its parent."""
     kms_key: str | None = None
@@ -100,6 +103,7 @@ class SnapshotJob:
         """The digest of all that makes what is written: a pending snapshot of another plan is of no use."""
         digest = hashlib.sha256(self.blocks.astype("<u4").tobytes())
         digest.update(f"{self.size_bytes} {self.parent or '-'} {self.encrypted} {self.kms_key or '-'}".encode())
+        digest.update(self.content.encode())
         return digest.hexdigest()[:32]
 
     @property
@@ -129,6 +133,8 @@ class FoundSnapshot:
     tags: Mapping[str, str]
     started_at: datetime
     encrypted: bool = False
+    volume_id: str = ""
+    """The volume that it shows; of one that was written by EBS direct, none that exists."""
 
     @property
     def written(self) -> int:
@@ -175,6 +181,17 @@ class Snapshots:
             for page in pages:
                 found += [_found(snapshot) for snapshot in page["Snapshots"]]
         return found
+
+    def described(self, snapshot_ids: Collection[str]) -> list[FoundSnapshot]:
+        """These snapshots.
+
+        Raises:
+            CloudNotFound: one of them is not there.
+            CloudError: AWS can't be asked.
+        """
+        with self._aws.translated("DescribeSnapshots"):
+            answer = self._aws.ec2.describe_snapshots(SnapshotIds=list(snapshot_ids))
+        return [_found(snapshot) for snapshot in answer["Snapshots"]]
 
     def open(self, job: SnapshotJob) -> "SnapshotWriter":
         """The snapshot of a job, to be written or to go on with; one that is complete already says so.
@@ -281,8 +298,20 @@ class Snapshots:
 
     def remember(self, snapshot_id: str, written: int) -> None:
         """Note at the snapshot how many blocks of its list it has."""
-        with self._aws.translated("CreateTags"):
-            self._aws.ec2.create_tags(Resources=[snapshot_id], Tags=tags.listed({tags.WRITTEN: str(written)}))
+        self.tag(snapshot_id, {tags.WRITTEN: str(written)})
+
+    def tag(self, snapshot_id: str, own: Mapping[str, str]) -> None:
+        """Add tags to a snapshot, which may just have been begun.
+
+        Raises:
+            CloudError: AWS refuses.
+        """
+
+        def call() -> None:
+            with self._aws.translated("CreateTags"):
+                self._aws.ec2.create_tags(Resources=[snapshot_id], Tags=tags.listed(own))
+
+        self._once_visible(call, self.clock.monotonic_s())
 
     def complete(self, snapshot_id: str, count: int, aggregate: bytes, started_s: float) -> None:
         """Say that all blocks are written, with what AWS checks that by; return when it is completed.
@@ -307,7 +336,7 @@ class Snapshots:
         except CloudRefused as err:
             if not self._was_completed(snapshot_id, err):
                 raise SnapshotFailed(snapshot=snapshot_id, region=self._aws.region, problem=str(err)) from err
-        self._wait_completed(snapshot_id)
+        self.wait_completed(snapshot_id)
 
     def _was_completed(self, snapshot_id: str, err: CloudRefused) -> bool:
         """Whether the refusal means that an earlier try, whose answer got lost, has completed it.
@@ -317,9 +346,16 @@ class Snapshots:
         """
         return err.fields.get("reason") == "INVALID_SNAPSHOT_ID" or self._state(snapshot_id) == "completed"
 
-    def _wait_completed(self, snapshot_id: str) -> None:
-        pause_s, give_up_s = 0.2, self.clock.monotonic_s() + COMPLETED_WITHIN_S
-        while (state := self._state(snapshot_id)) != "completed":
+    def wait_completed(self, snapshot_id: str, *, within_s: float = COMPLETED_WITHIN_S) -> None:
+        """Return when AWS says that a snapshot is complete; one that was just begun may not be seen at first.
+
+        Raises:
+            SnapshotFailed: it failed, or takes longer.
+            CloudError: AWS can't be asked.
+        """
+        pause_s, began_s = 0.2, self.clock.monotonic_s()
+        give_up_s = began_s + within_s
+        while (state := self._once_visible(lambda: self._state(snapshot_id), began_s)) != "completed":
             if state == "error":
                 raise SnapshotFailed(snapshot=snapshot_id, region=self._aws.region, problem="AWS says: error")
             if self.clock.monotonic_s() > give_up_s:
@@ -461,4 +497,5 @@ def _found(snapshot: "SnapshotTypeDef") -> FoundSnapshot:
         tags=tags.read(snapshot.get("Tags")),
         started_at=snapshot["StartTime"],
         encrypted=snapshot.get("Encrypted", False),
+        volume_id=snapshot.get("VolumeId", ""),
     )

@@ -2,11 +2,13 @@
 
     drsync:repository   id of the repository                     } which VM
     drsync:vm           the VM's name in it                      }
-    drsync:capture      the capture that made the point          } which state of it
+    drsync:capture      the capture that made the point          } which state of it; CAPTURE-fixed: with the
+                        guest prepared for EC2 (--fix-guest), so no longer what was captured
     drsync:point        its number, for people
     drsync:disk         on snapshots and volumes: the disk
     drsync:disks        on snapshots: how many disks the point has
-    drsync:keeper       restore | sync: who keeps a snapshot, and may remove it
+    drsync:keeper       restore | sync | failback: who keeps a snapshot, and may remove it
+    drsync:instance     on snapshots of a failback: the instance whose volume they show
     drsync:converted    on images: AWS has changed the guest (ImportImage)
     drsync:plan         on snapshots: digest of the list of blocks that they take
     drsync:written      on pending snapshots: how many of those blocks AWS surely has
@@ -31,6 +33,7 @@ POINT: Final = "drsync:point"
 DISK: Final = "drsync:disk"
 DISKS: Final = "drsync:disks"
 KEEPER: Final = "drsync:keeper"
+INSTANCE: Final = "drsync:instance"
 CONVERTED: Final = "drsync:converted"
 PLAN: Final = "drsync:plan"
 WRITTEN: Final = "drsync:written"
@@ -58,6 +61,20 @@ class PointTags:
     def owner(self) -> dict[str, str]:
         """What everything of this VM is found by."""
         return {REPOSITORY: self.repository, VM: self.vm}
+
+
+FIXED: Final = "-fixed"
+"""Behind the capture of what is not as it was captured; the ids of captures are hex digits."""
+
+
+def capture_of(tags: Mapping[str, str]) -> str:
+    """The capture that something was made from, whether or not the guest was prepared for EC2 on the way."""
+    return tags.get(CAPTURE, "").removesuffix(FIXED)
+
+
+def is_changed(tags: Mapping[str, str]) -> bool:
+    """Whether the guest on it is not as it was captured: prepared by drsync, or converted by AWS."""
+    return tags.get(CAPTURE, "").endswith(FIXED) or CONVERTED in tags
 
 
 def listed(tags: Mapping[str, str]) -> list["TagTypeDef"]:

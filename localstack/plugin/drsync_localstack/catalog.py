@@ -210,7 +210,7 @@ class Catalog:
             self._age(snapshot)
 
     def add_of_volume(self, place: Place, snapshot_id: str, volume_id: str, base: str | None, volume_gib: int) -> None:
-        """CreateSnapshot, CopySnapshot: a completed snapshot with a volume's (or snapshot's) blocks of now."""
+        """CreateSnapshot, CreateSnapshots: a snapshot with a volume's blocks of now, completed after a while."""
         with self._lock:
             volume = self.volume(volume_id, base)
             self._snapshots[snapshot_id] = Snapshot(
@@ -218,10 +218,11 @@ class Catalog:
                 place=place,
                 request=StartRequest(volume_gib=volume_gib),
                 lineage=volume.lineage,
-                started_at=0.0,
+                started_at=self._now(),
                 inherited=dict(volume.blocks),
-                state=State.COMPLETED,
+                completes_at=self._now() + self.faults.settings.completion_delay_s,
             )
+            self._age(self._snapshots[snapshot_id])
 
     def volume(self, volume_id: str, base: str | None) -> Volume:
         """A volume's content; `base` is the snapshot that it was made from, if any."""

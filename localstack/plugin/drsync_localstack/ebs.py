@@ -108,7 +108,7 @@ class EbsProvider:
         block = snapshot.own.get(index) or snapshot.inherited[index]  # the token says that there is one
         return {
             "DataLength": BLOCK_BYTES,
-            "BlockData": self.catalog.store.read(block.digest),
+            "BlockData": self.faults.as_read(self.catalog.store.read(block.digest)),
             "Checksum": base64.b64encode(block.digest).decode(),
             "ChecksumAlgorithm": "SHA256",
         }

@@ -103,8 +103,14 @@ class DrsyncEc2Provider(Ec2Provider):
     @served
     def create_snapshots(self, context: RequestContext, request: Any) -> Any:
         answer = call_moto(context)
+        instance = request.get("InstanceSpecification") or {}
+        excluded = instance.get("ExcludeDataVolumeIds") or ()  # which moto passes over
         for snapshot in answer["Snapshots"]:
-            self._keep_volumes_content(context, snapshot["SnapshotId"])
+            if snapshot["VolumeId"] in excluded:
+                backend_of(_place(context)).delete_snapshot(snapshot["SnapshotId"])
+            else:
+                self._keep_volumes_content(context, snapshot["SnapshotId"])
+        answer["Snapshots"] = [one for one in answer["Snapshots"] if one["VolumeId"] not in excluded]
         return answer
 
     @handler("DeleteSnapshot", expand=False)
@@ -151,6 +157,11 @@ class DrsyncEc2Provider(Ec2Provider):
     def _keep_volumes_content(self, context: RequestContext, snapshot_id: str) -> None:
         volume = backend_of(_place(context)).snapshots[snapshot_id].volume
         self.catalog.add_of_volume(_place(context), snapshot_id, volume.id, volume.snapshot_id, volume.size)
+
+    @handler("CreateTags", expand=False)
+    @served
+    def create_tags(self, context: RequestContext, request: Any) -> Any:
+        call_moto(context)
 
     # --- Images ------------------------------------------------------------------------------------------------------
 

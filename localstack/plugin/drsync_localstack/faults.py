@@ -6,9 +6,10 @@ DRSYNC_LOCALSTACK_FAULTS. A field that is not named goes back to its default: `{
     {
       "visibility_delay_s": 2,       a snapshot "does not exist" for so long after StartSnapshot
                                      (seen on AWS for up to 2 min: awslabs/coldsnap#43, #56)
-      "completion_delay_s": 1,       a snapshot is `pending` for so long after CompleteSnapshot
+      "completion_delay_s": 1,       a snapshot is `pending` for so long after CompleteSnapshot or CreateSnapshots
       "import_step_s": 0.5,          each step of an import task takes so long
       "pending_limit": 100,          snapshots that may be pending (known: a fixed quota)
+      "corrupt_reads": 3,            the next GetSnapshotBlock answers have a wrong byte behind a right checksum
       "empty_pages": true,           each listing's first page is empty, with a NextToken (known: API reference)
       "rates": {"PutSnapshotBlock": 1000},      requests a second, more are throttled (known: quotas, 1000/s)
       "rules": [                     the next `times` calls of an operation are hit
@@ -68,6 +69,7 @@ class Settings:
     completion_delay_s: float = 0.0
     import_step_s: float = 0.0
     pending_limit: int = 100
+    corrupt_reads: int = 0
     empty_pages: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -83,6 +85,7 @@ class Faults:
         self._lock = threading.Lock()
         self._fired: Counter[str] = Counter()
         self._import_failures: list[str] = []
+        self._corrupt_reads = 0
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def set(self, document: object) -> None:
@@ -97,6 +100,7 @@ class Faults:
             self._fired.clear()
             self._buckets.clear()
             self._import_failures = list(settings.import_failures)
+            self._corrupt_reads = settings.corrupt_reads
 
     def fired(self) -> dict[str, int]:
         """How often each fault has hit since `set`: by operation, or by the setting's name."""
@@ -122,6 +126,15 @@ class Faults:
         if not after and self._exceeds_rate(operation):
             self.note(operation)
             raise throttled(operation)
+
+    def as_read(self, data: bytes) -> bytes:
+        """A block as it arrives: as it is, unless it is to arrive with a wrong byte."""
+        with self._lock:
+            if not self._corrupt_reads:
+                return data
+            self._corrupt_reads -= 1
+            self._fired["corrupt_reads"] += 1
+        return bytes([data[0] ^ 1]) + data[1:]
 
     def next_import_failure(self) -> str | None:
         """The message that the next import task is to fail with."""
@@ -176,6 +189,7 @@ def parse_settings(document: object) -> Settings:
         for rate in _given(settings.rates, dict).values():
             _number(rate)
         _given(settings.pending_limit, int)
+        _given(settings.corrupt_reads, int)
         _given(settings.empty_pages, bool)
     except (TypeError, KeyError, ValueError) as err:
         raise ValueError(f"not a setting of faults: {err}") from err

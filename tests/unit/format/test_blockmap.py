@@ -250,7 +250,12 @@ def test_f10_a_page_that_claims_more_than_a_page_has_is_not_decompressed() -> No
 
 
 SIZE = 2 * PAGE_BLOCKS * BLOCK_SIZE + 512
-OLDER = OlderMaps(numbers=np.array([3, 5], np.uint64), ids=np.arange(32, dtype=np.uint8).reshape(2, 16))
+OLDER = OlderMaps(
+    numbers=np.array([3, 5], np.uint64),
+    ids=np.arange(32, dtype=np.uint8).reshape(2, 16),
+    generations=np.array([1, 2], np.uint64),
+)
+NONE_OLDER = OlderMaps(numbers=OLDER.numbers[:0], ids=OLDER.ids[:0], generations=OLDER.generations[:0])
 
 
 def meta(**fields: object) -> MapMeta:
@@ -280,10 +285,15 @@ def test_f23_an_index_reads_as_it_was_written() -> None:
     assert found == meta()
     assert older.numbers.tolist() == [3, 5]
     assert older.ids.tobytes() == bytes(range(32))
+    assert older.generations.tolist() == [1, 2]
     assert [t.sources.tolist() for t in tables] == [[1], [3, 0, 1]]
     assert [t.offsets.tolist() for t in tables] == [[8], [4000, 0, 28]]
     assert [t.lengths.tolist() for t in tables] == [[20], [30, 0, 40]]
-    empty = encode_map(meta(older=0, disks=[]), OlderMaps(numbers=OLDER.numbers[:0], ids=OLDER.ids[:0]), [])
+    empty = encode_map(
+        meta(older=0, disks=[]),
+        NONE_OLDER,
+        [],
+    )
     assert decode_map(empty, FRAMES_START)[2] == []
 
 

@@ -33,6 +33,9 @@ class CountingPace:
         self.taken.append(size_bytes)
         return True
 
+    def limit_bytes_per_s(self) -> float | None:
+        return 1e9
+
 
 def put(store: ObjectStore, key: str = "vm/web/pack/0") -> None:
     store.create(key, BODY, sha256=hashlib.sha256(BODY).digest())
@@ -84,6 +87,47 @@ def test_a_directory_takes_an_object_when_the_pace_allows_it(tmp_path: Path) -> 
     assert store.get_range("vm/web/pack/0", 1, 2) == BODY[1:3]
     assert [info.key for info in store.list("vm/")] == ["vm/web/pack/0"]
     assert pace.taken == [len(BODY), 4]
+
+
+def test_what_is_read_of_a_directory_keeps_to_a_pace_of_its_own(tmp_path: Path) -> None:
+    pace = CountingPace()
+    store = open_store(f"file://{tmp_path}/store", endpoint_url=None, region=None, read_pace=pace)
+    put(store)
+    store.get("vm/web/pack/0", limit_bytes=2**30)
+    store.get_tail("vm/web/pack/0", 2)
+    store.get_range("vm/web/pack/0", 1, 1000)
+    assert pace.taken == [len(BODY), 2, 1000]
+
+
+def test_s3_counts_what_is_read_block_by_block() -> None:
+    pace = CountingPace()
+    whole = Reply(headers={"ETag": '"1"'}, body=BODY)
+    with StubS3(whole) as stub:
+        store = S3Store(
+            S3Options(bucket="bucket", endpoint_url=stub.endpoint_url, region="eu-central-1"), read_pace=pace
+        )
+        assert store.get("vm/web/pack/0", limit_bytes=len(BODY)) == BODY
+        store._client.close()
+    assert sum(pace.taken) == len(BODY)
+    assert max(pace.taken) <= (16 + 128) * 1024
+
+
+def test_what_s3_sends_ahead_is_paid_for_before_it_is_asked_for() -> None:
+    pace = CountingPace()
+    part = Reply(
+        status=206, headers={"ETag": '"1"', "Content-Range": f"bytes 0-{MIB - 1}/{len(BODY)}"}, body=BODY[:MIB]
+    )
+    small = Reply(status=206, headers={"ETag": '"1"', "Content-Range": f"bytes 0-9/{len(BODY)}"}, body=BODY[:10])
+    with StubS3(part, small) as stub:
+        store = S3Store(
+            S3Options(bucket="bucket", endpoint_url=stub.endpoint_url, region="eu-central-1"), read_pace=pace
+        )
+        assert store.get_range("vm/web/pack/0", 0, MIB) == BODY[:MIB]
+        assert pace.taken[0] == 128 * 1024
+        assert sum(pace.taken) == MIB
+        assert store.get_range("vm/web/pack/0", 0, 10) == BODY[:10]
+        store._client.close()
+    assert sum(pace.taken) == MIB + 10
 
 
 def test_without_a_pace_a_directory_is_opened_as_it_is(tmp_path: Path) -> None:

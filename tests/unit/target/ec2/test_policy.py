@@ -12,7 +12,7 @@ from drsync.target.ec2.policy import IMPORTED, OURS, Role, Scope, documents, imp
 from drsync.target.ec2.role import trusts_vm_import
 
 EXAMPLES = Path(__file__).parents[4] / "examples/iam"
-SCOPE = Scope(repository_bucket="my-bucket", repository_prefix="site-1", import_bucket="my-import-bucket")
+SCOPE = Scope(repository_bucket="my-bucket", repository_prefix="site-1", import_bucket="my-import-bucket", lock_days=31)
 POINT = "arn:aws:s3:::my-bucket/site-1/vm/web/log/0000000000000001"
 IMAGE = "arn:aws:s3:::my-import-bucket/drsync-import/web.vmdk"
 SNAPSHOT = "arn:aws:ec2:eu-west-1::snapshot/snap-1"
@@ -46,7 +46,7 @@ def test_iam_takes_it_as_a_managed_policy(name: str) -> None:
 def test_every_operation_that_the_package_calls_is_in_a_policy() -> None:
     known = {
         action
-        for role in (Role.RECOVERY, Role.CLOUD_SYNC, Role.SETUP)
+        for role in (Role.RECOVERY, Role.CLOUD_SYNC, Role.FAILBACK, Role.SETUP)
         for statement in policy(role, SCOPE)["Statement"]
         if statement["Effect"] == "Allow"
         for action in statement["Action"]
@@ -65,13 +65,103 @@ def test_a_host_adds_to_the_repository_and_changes_nothing_there() -> None:
     for action in (
         "s3:DeleteObject",
         "s3:DeleteObjectVersion",
-        "s3:PutObjectRetention",
         "s3:BypassGovernanceRetention",
         "s3:PutLifecycleConfiguration",
         "s3:PutBucketPolicy",
     ):
         assert not allowed(Role.HOST, action, POINT), action
         assert not allowed(Role.HOST, action, "arn:aws:s3:::my-bucket"), action
+
+
+DAYS = "s3:object-lock-remaining-retention-days"
+
+
+def key(name: str) -> str:
+    return f"arn:aws:s3:::my-bucket/site-1/{name}"
+
+
+def test_a_host_locks_what_it_creates_and_nobody_locks_for_longer_than_is_meant() -> None:
+    assert allowed(Role.HOST, "s3:PutObjectRetention", POINT, {DAYS: "30"})
+    for role in Role:
+        assert not allowed(role, "s3:PutObjectRetention", POINT, {DAYS: "32"}), role
+        assert not allowed(role, "s3:PutObject", POINT, {**CREATE, DAYS: "32"}), role
+    assert not allowed(Role.HOST, "s3:PutObjectRetention", key("repo.json"), {DAYS: "30"}), "it is the witness"
+    assert allowed(Role.PRUNE, "s3:PutObjectRetention", key("repo.json"), {DAYS: "30"})
+    plain = Scope(repository_bucket="my-bucket", repository_prefix="site-1")
+    for role in Role:
+        if role is not Role.SETUP:
+            asked = Asked(action="s3:PutObjectRetention", resource=POINT, context={DAYS: "1"})
+            assert not is_allowed(policy(role, plain), asked)
+
+
+CREATED = {
+    "repo.json": {Role.OWNER},
+    "keys/recovery-0.json": {Role.OWNER},
+    "vm/web/log/0000000000000001": {Role.HOST, Role.FAILBACK, Role.PRUNE},
+    "vm/web/pack/0": {Role.HOST, Role.FAILBACK, Role.PRUNE},
+    "vm/web/map/0-1": {Role.HOST, Role.FAILBACK, Role.PRUNE},
+    "vm/web/pin/0000000000000001": {Role.OWNER, Role.PRUNE},
+    "vm/web/merged/0000000000000001-0": {Role.PRUNE},
+    "vm/web/horizon/1": {Role.PRUNE},
+    "vm/web/damage/1": {Role.HOST, Role.FAILBACK, Role.VERIFY, Role.PRUNE},
+    "host/alpha.json": {Role.HOST, Role.FAILBACK},
+}
+DELETED = {
+    **{name: {Role.PRUNE} for name in ("vm/web/log/0000000000000001", "vm/web/pack/0", "vm/web/map/0-1")},
+    "vm/web/merged/0000000000000001-0": {Role.PRUNE},
+}
+
+
+@pytest.mark.parametrize("name", CREATED)
+def test_who_creates_overwrites_and_deletes_what(name: str) -> None:
+    """The table at the head of repository_policy.py."""
+    assert {role for role in Role if allowed(role, "s3:PutObject", key(name), CREATE)} == CREATED[name]
+    overwriters = {Role.HOST, Role.FAILBACK} if name.startswith("host/") else set()
+    assert {role for role in Role if allowed(role, "s3:PutObject", key(name))} == overwriters
+    assert {role for role in Role if allowed(role, "s3:DeleteObject", key(name))} == DELETED.get(name, set())
+    for action in ("s3:DeleteObjectVersion", "s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"):
+        assert not {role for role in Role if allowed(role, action, key(name))}
+
+
+def test_a_host_reads_its_own_vms_and_no_others() -> None:
+    own = policy(
+        Role.HOST,
+        Scope(repository_bucket="my-bucket", repository_prefix="site-1", host="alpha", vms=("web", "db"), lock_days=31),
+    )
+
+    def may(action: str, name: str, **context: str) -> bool:
+        return is_allowed(own, Asked(action=action, resource=key(name), context=context))
+
+    for name in ("vm/web/log/1", "vm/db/pack/1", "vm/db/pin/1"):
+        assert may("s3:GetObject", name)
+    for name in ("vm/other/log/1", "vm/web2/log/1", "vm/we/log/1", "keys/recovery-0.json"):
+        assert not may("s3:GetObject", name), name
+        assert not is_allowed(own, Asked(action="s3:PutObject", resource=key(name), context=CREATE)), name
+        assert not is_allowed(own, Asked(action="s3:PutObjectRetention", resource=key(name), context={DAYS: "1"})), name
+    assert is_allowed(own, Asked(action="s3:PutObject", resource=key("vm/web/log/2"), context=CREATE))
+    assert may("s3:PutObject", "host/alpha.json")
+    assert not may("s3:PutObject", "host/beta.json")
+    assert may("s3:GetObject", "host/beta.json"), "a restore asks every heartbeat for the newest point"
+
+
+def test_what_the_buckets_policy_denies_is_denied_to_everybody() -> None:
+    everything = {"Sid": "All", "Effect": "Allow", "Action": "*", "Resource": "*"}
+    document = {"Statement": [everything, *documents(SCOPE)["bucket"]["Statement"]]}
+    safe = {"aws:SecureTransport": "true"}
+
+    def may(action: str, resource: str, context: Mapping[str, str]) -> bool:
+        return is_allowed(document, Asked(action=action, resource=resource, context={**safe, **context}))
+
+    assert may("s3:PutObject", POINT, CREATE)
+    assert not may("s3:PutObject", POINT, {})
+    assert not may("s3:PutObject", POINT, {**CREATE, DAYS: "40"})
+    assert may("s3:PutObject", key("host/alpha.json"), {})
+    assert may("s3:DeleteObject", POINT, {})
+    assert not may("s3:GetObject", POINT, {"aws:SecureTransport": "false"})
+    for action in ("s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"):
+        assert not may(action, POINT, {})
+    for action in ("s3:PutLifecycleConfiguration", "s3:PutBucketVersioning", "s3:PutBucketObjectLockConfiguration"):
+        assert not may(action, "arn:aws:s3:::my-bucket", {})
 
 
 def test_a_host_can_not_delete_even_if_another_policy_allows_it() -> None:
