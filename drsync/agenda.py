@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from drsync.auditing import Auditing
 from drsync.errors import DrsyncError
 from drsync.locks import LockKeeper
 from drsync.maintenance import Chore
@@ -11,6 +12,7 @@ from drsync.model import NoProgress
 from drsync.prune.report import VmPruned
 from drsync.session import Session
 from drsync.units import format_size
+from drsync.upkeep import Upkeep
 from drsync.verifier import SLICE_S
 
 _LOGGER = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ def chores_of(session: Session) -> Sequence[Chore]:
     chores = [Chore("prune", session.config.prune.every_s, lambda _budget_s: _prune(session))]
     if session.config.verify.within_s is not None:
         chores.append(Chore("verify", SLICE_S, lambda budget_s: _verify(session, budget_s)))
-    keeper = session.lock_keeper
+    keeper = Upkeep(session).lock_keeper()
     if keeper is None:
         return chores
     locks = Chore("locks", LOCKS_EVERY_S, lambda budget_s: _extend(keeper, budget_s), keeper.is_between_passes)
@@ -35,7 +37,7 @@ def _verify(session: Session, budget_s: float) -> str:
     ends_s = session.clock.monotonic_s() + budget_s
     for vm in session.repository.vm_names():
         try:
-            session.scrub(vm, stop=lambda: session.clock.monotonic_s() > ends_s)
+            Auditing(session).scrub(vm, stop=lambda: session.clock.monotonic_s() > ends_s)
         except DrsyncError as err:
             _LOGGER.error("vm=%s is not verified code=%d: %s; remedy: %s", vm, err.code, err, err.remedy)
     return ""  # damage, and the end of a pass, have lines of their own
@@ -51,7 +53,7 @@ def _extend(keeper: LockKeeper, budget_s: float) -> str:
 
 
 def _prune(session: Session) -> str:
-    done = session.prune(None, lambda _: NoProgress())
+    done = Upkeep(session).prune(None, lambda _: NoProgress())
     for one in done.vms:
         if one.error is not None:
             _LOGGER.error(

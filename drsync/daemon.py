@@ -1,6 +1,6 @@
 """The scheduler: one job a VM on its RPO, a limited number at a time, and nothing else.
 
-    run ──▶ generation (configuration, session, APScheduler) ──▶ a Job per VM or group ──▶ Session.capture
+    run ──▶ generation (configuration, session, APScheduler) ──▶ a Job per VM or group ──▶ Duties.capture
      │        ├ with [[protect]]: asks libvirt every half minute which VMs there are
     │        └ Verifier: reads what is stored again, slice by slice, in [verify] within
      │  SIGHUP: a new generation takes over; captures that run go on to their end, seeds are handed over

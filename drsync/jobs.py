@@ -33,7 +33,7 @@ _BACKOFF: Final = wait_exponential_jitter(initial=1, max=60, jitter=1)
 
 
 class Captures(Protocol):
-    """What the daemon needs of a session. Called from several threads, for one VM by one at a time."""
+    """What the daemon needs of a session (duties.Duties). Called from several threads, for one VM by one at a time."""
 
     def capture(self, vm_name: str, progress: Progress, /, *, may_seed: bool, stop: Callable[[], bool]) -> Outcome:
         """One cycle of one VM; `stop` ends a seed."""

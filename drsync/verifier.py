@@ -17,7 +17,7 @@ SLICE_S: Final = 60.0
 
 
 class Scrub(Protocol):
-    """Reads what is due of one VM (Session.scrub)."""
+    """Reads what is due of one VM (Auditing.scrub)."""
 
     def __call__(self, vm: str, /, *, stop: Callable[[], bool]) -> object: ...
 

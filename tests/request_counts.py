@@ -8,12 +8,17 @@ from pathlib import Path
 from counting_store import CountingStore, Requests
 from storage_daemon import DaemonDisk, StorageDaemon
 
+from drsync.auditing import Auditing
+from drsync.beating import Beating
 from drsync.capture import Result
+from drsync.capturing import Capturing
 from drsync.config import parse_config
 from drsync.log import FRESH_S
 from drsync.mapping import USUAL as MAPS
 from drsync.model import NoProgress, SystemClock
-from drsync.session import RestorePlan, RestoreRequest, Session
+from drsync.overview import Overview
+from drsync.restoring import RestorePlan, RestoreRequest, Restoring
+from drsync.session import Session
 from drsync.store.memory import MemoryStore
 from drsync.store.retry import RetryingStore
 
@@ -69,6 +74,7 @@ class Measuring:
         self.session = Session(parse_config(text.encode(), directory / "drsync.toml"), self.clock)
         self.session.raw_store = self.store
         self.session.store = RetryingStore(self.store, clock=self.clock)
+        self.capturing = Capturing(self.session)
         self.session.init()
         self.session.repository  # noqa: B018 - read once, when a process starts
 
@@ -78,7 +84,7 @@ class Measuring:
         return Counts.of(requests, each=each)
 
     def capture(self, expected: Result = Result.COMMITTED) -> None:
-        outcome = self.session.capture(VM, NoProgress())
+        outcome = self.capturing.capture(VM, NoProgress())
         assert outcome.result is expected, outcome
 
     def points(self, numbers: range) -> None:
@@ -97,9 +103,9 @@ class Measuring:
         request = RestoreRequest(vm=VM, output=self.directory / "restored")
         request.output.mkdir()
         plans: list[RestorePlan] = []
-        planned = self.counted(lambda: plans.append(self.session.plan_restore(request)))
+        planned = self.counted(lambda: plans.append(Restoring(self.session).plan_restore(request)))
         return planned, self.counted(
-            lambda: self.session.restore(request, plans[0], NoProgress()), each=SEED_MIB / 1024
+            lambda: Restoring(self.session).restore(request, plans[0], NoProgress()), each=SEED_MIB / 1024
         )
 
 
@@ -119,10 +125,13 @@ def measure(directory: Path) -> Mapping[str, Counts]:
         }
         measuring.clock.ahead_s += FRESH_S + 1
         counts["look"] = measuring.counted(lambda: measuring.capture(Result.UNCHANGED))
-        measuring.session.beat()  # the first one, and one an hour, look whether the key was rotated
-        counts["heartbeat"] = measuring.counted(measuring.session.beat)
-        counts["verify"] = measuring.counted(lambda: measuring.session.verify(VM, NoProgress()), each=1 + len(points))
+        beating = Beating(measuring.session)
+        beating.beat()  # the first one, and one an hour, look whether the key was rotated
+        counts["heartbeat"] = measuring.counted(beating.beat)
+        counts["verify"] = measuring.counted(
+            lambda: Auditing(measuring.session).verify(VM, NoProgress()), each=1 + len(points)
+        )
         counts["restore"], counts["restored GiB"] = measuring.restored()
-        counts["status"] = measuring.counted(measuring.session.status)
-        counts["points"] = measuring.counted(measuring.session.summaries)
+        counts["status"] = measuring.counted(Overview(measuring.session).status)
+        counts["points"] = measuring.counted(Overview(measuring.session).summaries)
     return counts

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from drsync.beating import Beating
 from drsync.capture import Outcome, Result
+from drsync.capturing import Capturing
 from drsync.catalog import Point
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.errors import DrsyncError
 from drsync.log import Segment
+from drsync.overview import Overview
 from drsync.session import Session
 from drsync.units import format_duration, format_size
 
@@ -33,14 +36,15 @@ def command(ctx: click.Context, app: App, vm: str, *, full: bool, take_over: boo
     A VM of a group is captured with all of its group, at one instant.
     """
     session = app.session()
-    together = session.together(vm)
+    capturing = Capturing(session)
+    together = capturing.together(vm)
     names, group = [member.name for member in together], together[0].group
     started_s = app.clock.monotonic_s()
     with render.progresses(app.clock) as progress_of:
         results: Mapping[str, Outcome | Exception] = (
-            {vm: session.capture(vm, progress_of(""), full=full, take_over=take_over)}
+            {vm: capturing.capture(vm, progress_of(""), full=full, take_over=take_over)}
             if group is None
-            else session.capture_together(names, progress_of, full=full, take_over=take_over)
+            else capturing.capture_together(names, progress_of, full=full, take_over=take_over)
         )
     took_s = app.clock.monotonic_s() - started_s
     _beat(session)
@@ -92,13 +96,13 @@ def _member(session: Session, name: str, outcome: Outcome | Exception, took_s: f
 
 def _beat(session: Session) -> None:
     try:
-        session.beat()
+        Beating(session).beat()
     except DrsyncError as err:
         _LOGGER.warning("the point is safe, but the heartbeat was not written: %s", err)
 
 
 def _point(session: Session, vm: str, segment: Segment | None) -> Point | None:
-    return None if segment is None else session.point_of(vm, segment)
+    return None if segment is None else Overview(session).point_of(vm, segment)
 
 
 def _line(point: Point) -> str:

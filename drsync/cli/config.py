@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import click
 
+from drsync.capturing import Capturing
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.lock import described
@@ -21,6 +22,7 @@ from drsync.source import DiskSurvey
 from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
 from drsync.units import format_duration, format_size
+from drsync.upkeep import Upkeep
 
 _MAX_RECORD_BYTES = 65536
 
@@ -121,7 +123,7 @@ def _locks(session: Session) -> Sequence[str]:
         return ["the bucket can lock objects, and `lock` is not set: nothing is locked"] if support.enabled else []
     if not support.enabled:
         raise LocksMissing(url=session.store.url, problem="the bucket has no Object Lock")
-    found = session.lock_status()
+    found = Upkeep(session).lock_status()
     if found.state in (LockState.LAPSING, LockState.LAPSED) and found.error is not None:
         raise found.error
     by_itself = f"; by itself the bucket locks everything, heartbeats too: {support.default}" if support.default else ""
@@ -162,9 +164,10 @@ def _found_name(name: str, source: LibvirtSource) -> str:
 def _vm(session: Session, vm: VmSettings) -> Check:
     name = f"vm {vm.name}"
     try:
-        access = session.check_access(vm)
-        disks = session.survey(vm)
-        streams, notes = session.way(vm, disks)
+        access = session.reach.check_access(vm)
+        capturing = Capturing(session)
+        disks = capturing.survey(vm)
+        streams, notes = capturing.way(vm, disks)
         agent = _agent(session, vm)
     except DrsyncError as err:
         return Check(name=name, error=err)

@@ -12,6 +12,7 @@ import click
 from drsync.cli.app import App, pass_app
 from drsync.config import Config
 from drsync.daemon import Daemon, Request
+from drsync.duties import Duties
 from drsync.errors import DrsyncError
 from drsync.keyfile import read_key_file
 from drsync.limits import Limits, described
@@ -61,13 +62,13 @@ def command(app: App, role: str) -> None:
         return
     session = Session(config, app.clock)
     session.guests.let_go()
-    session.end_dead_reading()
+    session.reach.end_dead_reading()
     _reach(config, app)
     limits = Limits(config.limits, app.clock)
     daemon = Daemon(
         config,
         load=app.config,
-        open_captures=lambda config: _open(config, app, limits),
+        open_captures=lambda config: Duties(_open(config, app, limits)),
         clock=app.clock,
         notifier=Notifier.from_environment(),
     )

@@ -10,6 +10,7 @@ from drsync.errors import LocksMissing
 from drsync.locks import LockPass, LockState, LockStatus
 from drsync.session import Session
 from drsync.units import parse_duration
+from drsync.upkeep import Upkeep
 
 SLICE_S = 60.0
 """How often progress is told."""
@@ -29,7 +30,7 @@ def status(ctx: click.Context, app: App) -> None:
 
     Exit code 89 if that is less than a quarter of `lock`, or over.
     """
-    found = app.session().lock_status()
+    found = Upkeep(app.session()).lock_status()
     if app.as_json:
         render.document(views.locks(found))
     else:
@@ -98,7 +99,7 @@ def _slices(app: App, session: Session, budget_s: float | None, *, dry_run: bool
         left_s = SLICE_S if end_s is None else min(SLICE_S, end_s - app.clock.monotonic_s())
         if left_s <= 0:
             return
-        found = session.extend_locks(budget_s=left_s, resume=found, dry_run=dry_run)
+        found = Upkeep(session).extend_locks(budget_s=left_s, resume=found, dry_run=dry_run)
         yield found
 
 

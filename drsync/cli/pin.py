@@ -9,6 +9,7 @@ from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.pins import MAX_NOTE_CHARACTERS, PinRecord
 from drsync.units import parse_duration
+from drsync.upkeep import Upkeep
 
 
 def _read_until(_ctx: click.Context, _option: click.Parameter, text: str | None) -> datetime | timedelta | None:
@@ -55,7 +56,7 @@ def command(app: App, vm: str, number: int, until: datetime | timedelta | None, 
     end = now + until if isinstance(until, timedelta) else until
     if end is not None and end <= now:
         raise click.UsageError(f"--until {end.astimezone(UTC):%Y-%m-%d %H:%M}Z is over: the pin would keep nothing")
-    record = app.session().pin(vm, number, until=end, note=note, dry_run=dry_run)
+    record = Upkeep(app.session()).pin(vm, number, until=end, note=note, dry_run=dry_run)
     show(app, vm, record, f"point {number} {'would be' if dry_run else 'is'} pinned", dry_run=dry_run)
 
 

@@ -1,18 +1,17 @@
 """`drsync points`: what can be restored."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.overview import Overview
 from drsync.pins import PinRecord
+from drsync.session import Session
 from drsync.units import format_size
-
-if TYPE_CHECKING:
-    from drsync.session import Session
+from drsync.upkeep import Upkeep
 
 SUMMARY_COLUMNS = ("VM", "segments", "oldest", "from", "newest", "of", "kind", "consistency")
 COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "pinned", "reason")
@@ -44,10 +43,10 @@ def command(app: App, vm: str | None, group: str | None) -> None:
         _list_all(session)
 
 
-def _pinned(session: "Session", vm: str) -> list[tuple[Point, PinRecord | None]]:
+def _pinned(session: Session, vm: str) -> list[tuple[Point, PinRecord | None]]:
     """The points of a VM, with their pins."""
-    pins = session.pins(vm)
-    return [(point, pins.of(point.number)) for point in session.points(vm)]
+    pins = Upkeep(session).pins(vm)
+    return [(point, pins.of(point.number)) for point in Overview(session).points(vm)]
 
 
 def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:
@@ -59,8 +58,8 @@ def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:
         )
 
 
-def _list_all(session: "Session") -> None:
-    summaries = session.summaries()
+def _list_all(session: Session) -> None:
+    summaries = Overview(session).summaries()
     found = [summary for summary in summaries if summary.newest is not None]
     for summary in summaries:
         if summary.problem:
@@ -88,8 +87,8 @@ def _summary_row(summary: LogSummary) -> tuple[str, ...]:
     )
 
 
-def _list_group(app: App, session: "Session", group: str) -> None:
-    instants = group_points(group, (point for name in session.known_vms() for point in session.points(name)))
+def _list_group(app: App, session: Session, group: str) -> None:
+    instants = group_points(group, (point for name in session.known_vms() for point in Overview(session).points(name)))
     if app.as_json:
         render.document([views.group_point(instant) for instant in instants])
     elif not instants:

@@ -13,6 +13,7 @@ from drsync.cli.restore import read_time
 from drsync.errors import PointPruned, UnknownPoint, WontBoot
 from drsync.preflight.findings import Verdict
 from drsync.preflight.report import Report
+from drsync.preflighting import Preflighting
 from drsync.units import format_duration, format_size
 
 COLUMNS: Final = ("check", "result", "reason", "what to do")
@@ -58,7 +59,7 @@ def command(
     if vm is None and number is not None:
         raise click.UsageError("--point belongs to one VM", ctx)
     session = app.session()
-    check = partial(session.preflight, number=number, at=at, reader=reader or "")
+    check = partial(Preflighting(session).preflight, number=number, at=at, reader=reader or "")
     reports = list(_reports(check, session.known_vms(vm), alone=vm is not None))
     if app.as_json:
         render.document([views.preflight(report) for report in reports])

@@ -2,6 +2,7 @@
 
 import click
 
+from drsync.auditing import Auditing
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.hurt import print_hurt
@@ -26,7 +27,7 @@ def command(ctx: click.Context, app: App, vm: str | None, *, read_data: bool, dr
     session = app.session()
     names = session.known_vms(vm)
     with render.progress(app.clock) as progress:
-        reports = [session.repair(name, progress, dry_run=dry_run, read_data=read_data) for name in names]
+        reports = [Auditing(session).repair(name, progress, dry_run=dry_run, read_data=read_data) for name in names]
     if app.as_json:
         render.document([views.repair(report, dry_run=dry_run) for report in reports])
     else:

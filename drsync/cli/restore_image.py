@@ -12,8 +12,8 @@ from drsync.errors import RestoredInPart
 from drsync.preflight.fix import Image
 from drsync.preflight.fix.prepare import check_available, prepare
 from drsync.restore import Salvage
+from drsync.restoring import RestorePlan, RestoreRequest, Restoring
 from drsync.salvage import counted
-from drsync.session import RestorePlan, RestoreRequest
 from drsync.target.image import ImageFormat
 from drsync.units import format_duration, format_size
 
@@ -35,8 +35,8 @@ def restore_image(app: App, options: "Options") -> None:
         overwrite=options.overwrite,
         allow_damaged=options.allow_damaged,
     )
-    session = app.session()
-    plan = session.plan_restore(request)
+    restoring = Restoring(app.session())
+    plan = restoring.plan_restore(request)
     if options.fix_guest is not None:
         check_available(plan.disks[0].path)
     took_s: float | None = None
@@ -45,7 +45,7 @@ def restore_image(app: App, options: "Options") -> None:
     if not options.dry_run:
         started_s = app.clock.monotonic_s()
         with render.progress(app.clock) as progress:
-            salvage = session.restore(request, plan, progress)
+            salvage = restoring.restore(request, plan, progress)
         if options.fix_guest is not None:
             changes = _fix(request, plan)
         took_s = app.clock.monotonic_s() - started_s

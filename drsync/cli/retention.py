@@ -4,7 +4,7 @@ import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
-from drsync.session import Retained
+from drsync.upkeep import Retained, Upkeep
 
 COLUMNS = ("VM", "points", "stay", "would go", "rules")
 EXPLAINED = ("point", "stored at", "", "reasons")
@@ -22,7 +22,7 @@ def command(app: App, vm: str | None, *, explain: bool) -> None:
     anything: it is the dry run of what the maintenance does.
     """
     session = app.session()
-    found = [session.retained(name) for name in session.known_vms(vm)]
+    found = [Upkeep(session).retained(name) for name in session.known_vms(vm)]
     if app.as_json:
         render.document([views.retained(one, explained=explain) for one in found])
     elif explain:

@@ -8,7 +8,9 @@ from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.lock import described
 from drsync.journal import SeedProgress
 from drsync.locks import LockState
+from drsync.overview import Overview
 from drsync.units import format_duration, format_size
+from drsync.upkeep import Upkeep
 
 _PROTECTION = ("VM", "state", "point", "time", "lag", "RPO", "spool", "seed")
 COLUMNS = (*_PROTECTION, "preflight", "verified", "damage", "last error")
@@ -27,7 +29,7 @@ def command(ctx: click.Context, app: App) -> None:
     code is 89.
     """
     session = app.session()
-    found, locked = session.status(), session.lock_status()
+    found, locked = Overview(session).status(), Upkeep(session).lock_status()
     if app.as_json:
         render.document([views.status(status, locked) for status in found])
     else:

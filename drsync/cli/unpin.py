@@ -4,6 +4,7 @@ import click
 
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.pin import show
+from drsync.upkeep import Upkeep
 
 
 @click.command("unpin")
@@ -17,6 +18,6 @@ def command(app: App, vm: str, number: int, *, dry_run: bool) -> None:
 
     They may drop it the next time the maintenance runs.
     """
-    record = app.session().unpin(vm, number, dry_run=dry_run)
+    record = Upkeep(app.session()).unpin(vm, number, dry_run=dry_run)
     verb = "would be taken away" if dry_run else "is taken away"
     show(app, vm, record, f"the pin of point {number} {verb}; it held", dry_run=dry_run)

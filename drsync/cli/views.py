@@ -25,8 +25,9 @@ if TYPE_CHECKING:  # values of modules that only some commands need
     from drsync.recovery.request import RecoveryPlan
     from drsync.repair import RepairReport
     from drsync.restore import Salvage
-    from drsync.session import RestorePlan, RestoreRequest, Retained
+    from drsync.restoring import RestorePlan, RestoreRequest
     from drsync.source import DiskSurvey
+    from drsync.upkeep import Retained
     from drsync.verify import VmReport
 
 Document = Mapping[str, object]

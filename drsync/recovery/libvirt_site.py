@@ -12,6 +12,7 @@ from dataclasses import replace
 from drsync.catalog import Point
 from drsync.config.plan import LibvirtSite as LibvirtSiteSettings
 from drsync.errors import HostRefused, HostUnreachable, NotStarted
+from drsync.finding import Finding
 from drsync.model import Progress
 from drsync.recovery.planning import PlannedRoom
 from drsync.recovery.recover import Recovery
@@ -107,7 +108,7 @@ class LibvirtSite:
         return None
 
     def _wanted(self, request: RecoveryRequest) -> Point:
-        point, _ = self._session.find_point(request.vm, number=request.number, at=request.at)
+        point, _ = Finding(self._session).find_point(request.vm, number=request.number, at=request.at)
         return point
 
     def _request(self, task: Task) -> RecoveryRequest:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from drsync.errors import CantComeUp, DomainExists, DrsyncError, ObjectDamaged, VolumeExists
+from drsync.finding import Finding
 from drsync.format.names import segment as segment_name
 from drsync.recovery.origin import Origin, read_origin
 from drsync.recovery.request import PlannedDisk, PlannedFile, RecoveryPlan, RecoveryRequest
@@ -39,7 +40,7 @@ class Planning:
         self._session = session
         self._host = host
         self._request = request
-        self._point, self._image = session.find_point(request.vm, number=request.number, at=request.at)
+        self._point, self._image = Finding(session).find_point(request.vm, number=request.number, at=request.at)
         self._errors: list[DrsyncError] = []
         self._origin = self._read_origin()
         self._name = request.name or self._origin.name

@@ -15,6 +15,7 @@ from libvirt_site import LibvirtSite
 
 from drsync.config import load_config
 from drsync.model import SystemClock
+from drsync.overview import Overview
 from drsync.session import Session
 
 RPO_S: Final = 10.0
@@ -64,7 +65,7 @@ def _watch(config: Path, vm: LibvirtVm, minutes: float) -> list[tuple[float, flo
 
 
 def _lag_s(session: Session) -> float | None:
-    (status,) = session.status()
+    (status,) = Overview(session).status()
     return status.lag_s
 
 

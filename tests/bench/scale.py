@@ -19,10 +19,14 @@ from pathlib import Path
 from counting_store import PAGE_KEYS, CountingStore
 from many_points import beat, crowd, open_session
 
+from drsync.auditing import Auditing
 from drsync.cli import render, views
+from drsync.finding import Finding
 from drsync.model import NoProgress
+from drsync.overview import Overview
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 from drsync.store.retry import RetryingStore
+from drsync.upkeep import Upkeep
 
 MIB = 1024 * 1024
 
@@ -154,14 +158,16 @@ def main() -> None:
         session = open_session(Path(name), root, RetryingStore(store))
         vm = f"vm-{options.vms // 2:04}"
         measure("open the repository", store, lambda: session.repository, found)
-        measure("status", store, session.status, found)
-        measure("points", store, session.summaries, found)
-        measure("points VM", store, lambda: session.points(vm), found)
-        measure("verify VM", store, lambda: session.verify(vm, NoProgress()), found)
-        measure("prune VM --dry-run", store, lambda: session.prune(vm, lambda _: NoProgress(), dry_run=True), found)
-        measure("restore VM, until the first block", store, lambda: session.find_point(vm), found)
+        measure("status", store, Overview(session).status, found)
+        measure("points", store, Overview(session).summaries, found)
+        measure("points VM", store, lambda: Overview(session).points(vm), found)
+        measure("verify VM", store, lambda: Auditing(session).verify(vm, NoProgress()), found)
+        measure(
+            "prune VM --dry-run", store, lambda: Upkeep(session).prune(vm, lambda _: NoProgress(), dry_run=True), found
+        )
+        measure("restore VM, until the first block", store, lambda: Finding(session).find_point(vm), found)
         if options.every_point:
-            every = (views.point(point) for name in session.known_vms() for point in session.points(name))
+            every = (views.point(point) for name in session.known_vms() for point in Overview(session).points(name))
             measure("points --json", store, lambda: render.documents(every), found)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(figure) for figure in found], indent=2) + "\n")

@@ -36,15 +36,16 @@ PHRASE = "a passphrase that is long, and says: zyzzyva"
 MIB = 1024 * 1024
 FAILING = """
 import sys
-from drsync.session import Session
+from drsync.overview import Overview
 from drsync.cli import main
 
 def broken(self, *_, **__):
-    log = self.log("web")
-    keys, opened, secret = log.objects.keys, self.repository, log.objects.key.secret
-    raise ZeroDivisionError(f"{log!r} {keys!r} {opened!r} {self!r} {log.objects!r}")
+    session = self._session
+    log = session.log("web")
+    keys, opened, secret = log.objects.keys, session.repository, log.objects.key.secret
+    raise ZeroDivisionError(f"{log!r} {keys!r} {opened!r} {self!r} {session!r} {log.objects!r}")
 
-Session.points = broken
+Overview.points = broken
 main()
 """
 
@@ -235,10 +236,10 @@ def test_a_process_that_is_killed_by_its_own_fault_leaves_no_memory_behind(cli: 
     script = (
         "import resource, signal, os\n"
         f"resource.setrlimit(resource.RLIMIT_CORE, ({resource.RLIM_INFINITY}, {resource.RLIM_INFINITY}))\n"
-        "from drsync.session import Session\n"
+        "from drsync.overview import Overview\n"
         "from drsync.cli import main\n"
         "def told(self): raise SystemExit(str(resource.getrlimit(resource.RLIMIT_CORE)[0]))\n"
-        "Session.status = told\n"
+        "Overview.status = told\n"
         "main()\n"
     )
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]

@@ -11,6 +11,7 @@ from command_line import Cli
 from fake_clock import FakeClock
 from shipped_vm import DiskStep, ShippedVm, Step
 
+from drsync.beating import Beating
 from drsync.config import load_config
 from drsync.format.keys import RootKeys
 from drsync.keyfile import read_key_file
@@ -317,19 +318,19 @@ def test_the_daemon_warns_of_a_rotation_at_its_first_heartbeat_and_once_an_hour(
     cli: Cli, recovery: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    session = Session(load_config(cli.config), clock)
-    session.beat()
+    beating = Beating(Session(load_config(cli.config), clock))
+    beating.beat()
     held = cli.key_file.read_bytes()
     cli.ok("key", "rotate", stdin=recovery)
-    session.beat()
+    beating.beat()
     assert "rotated" not in caplog.text, "not a request more with each heartbeat"
     clock.advance(3601)
     for _ in range(3):
-        session.beat()
+        beating.beat()
     (told,) = [record for record in caplog.records if "rotated" in record.message]
     assert "it is of generation 2" in told.message
     assert held != cli.key_file.read_bytes()
     fresh = Session(load_config(cli.config), clock)
     caplog.clear()
-    fresh.beat()
+    Beating(fresh).beat()
     assert "rotated" not in caplog.text

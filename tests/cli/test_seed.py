@@ -10,6 +10,7 @@ from command_line import Cli
 from storage_daemon import DaemonDisk, StorageDaemon
 
 from drsync.capture import Result
+from drsync.capturing import Capturing
 from drsync.config import load_config
 from drsync.model import NoProgress, SystemClock
 from drsync.session import Session
@@ -33,7 +34,9 @@ def machine(cli: Cli) -> Iterator[StorageDaemon]:
 def test_status_tells_how_far_a_seed_is_and_the_next_capture_goes_on(cli: Cli, machine: StorageDaemon) -> None:
     session = Session(load_config(cli.config), SystemClock())
     journal = session.spool.vm("web").journal_path
-    outcome = session.capture("web", NoProgress(), stop=lambda: journal.read_bytes().count(b'"stretch"') >= 2)
+    outcome = Capturing(session).capture(
+        "web", NoProgress(), stop=lambda: journal.read_bytes().count(b'"stretch"') >= 2
+    )
     assert outcome.result is Result.SEEDING
     machine.io("root", "write -q -P 9 3M 100k", "write -q -z 5M 1M", "write -q -P 8 230M 64k")
 

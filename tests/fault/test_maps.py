@@ -23,7 +23,8 @@ from drsync.mapped import listed_maps, load_mapped_image
 from drsync.mapping import MapPolicy
 from drsync.model import NoProgress
 from drsync.restore import restore_disk
-from drsync.session import RestoreRequest, Session
+from drsync.restoring import RestoreRequest, Restoring
+from drsync.session import Session
 from drsync.store import ObjectStore
 from drsync.verify import VmReport, verify
 
@@ -138,13 +139,13 @@ def test_a_session_finds_the_point_that_was_asked_for(lab: ProtectedVm, tmp_path
     second = timedelta(seconds=1)
     wanted = [(p.number, None) for p in points] + [(None, p.time + second) for p in points] + [(None, None)]
     for number, at in wanted:
-        plan = session.plan_restore(RestoreRequest(vm=VM, output=tmp_path / "out", number=number, at=at))
+        plan = Restoring(session).plan_restore(RestoreRequest(vm=VM, output=tmp_path / "out", number=number, at=at))
         point = choose(VM, points, number=number, at=at)
         assert plan.point == point
         assert contents(session.log(VM), plan.image) == lab.seen[point.capture]
     for number, at in [(4, None), (99, None), (None, points[0].time - second)]:
         with pytest.raises(UnknownPoint, match=rf"it has 1 \(.*\) to {points[-1].number} \("):
-            session.plan_restore(RestoreRequest(vm=VM, output=tmp_path / "out", number=number, at=at))
+            Restoring(session).plan_restore(RestoreRequest(vm=VM, output=tmp_path / "out", number=number, at=at))
 
 
 def test_verify_tells_of_damaged_maps_and_that_no_point_is_hurt(lab: ProtectedVm) -> None:

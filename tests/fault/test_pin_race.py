@@ -22,6 +22,7 @@ from drsync.retention import Rules
 from drsync.session import Session
 from drsync.store.directory import DirectoryStore
 from drsync.store.retry import RetryingStore
+from drsync.upkeep import Upkeep
 
 
 def step(value: int) -> Step:
@@ -94,4 +95,4 @@ def test_who_pins_a_point_that_is_dropped_at_this_moment_is_told(tmp_path: Path)
     with FaultyStore(store, fault) as faulty:
         session.__dict__["store"] = RetryingStore(faulty, sleep=lambda _: None)
         with pytest.raises(UnknownPoint):
-            session.pin("web", 1, until=None, note="", dry_run=False)
+            Upkeep(session).pin("web", 1, until=None, note="", dry_run=False)

@@ -17,6 +17,7 @@ from source_bench import MIB
 
 from drsync.config import load_config
 from drsync.daemon import Daemon, Request
+from drsync.duties import Duties
 from drsync.model import SystemClock
 from drsync.session import Session
 from drsync.systemd import Notifier
@@ -90,7 +91,7 @@ def test_the_daemon_takes_up_a_vm_that_appears_and_leaves_one_that_is_gone(
     daemon = Daemon(
         config,
         load=lambda: config,
-        open_captures=lambda config: Session(config, clock),
+        open_captures=lambda config: Duties(Session(config, clock)),
         clock=clock,
         notifier=Notifier(""),
         look_s=0.5,

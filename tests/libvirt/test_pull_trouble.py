@@ -360,7 +360,7 @@ def test_a_daemon_that_starts_ends_what_a_dead_one_left_if_its_guard_died_too(cl
     time.sleep(1.5)
     assert large.job() != "None"
     session = Session(load_config(cli.config), SystemClock())
-    session.end_dead_reading()
+    session.reach.end_dead_reading()
     assert large.job() == "None"
     assert not (cli.spool / "troubled" / ".live").exists()
 

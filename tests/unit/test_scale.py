@@ -9,6 +9,7 @@ from many_points import beat, crowd, open_session
 
 from drsync import catalog
 from drsync.catalog import State
+from drsync.overview import Overview
 from drsync.session import Session
 
 VMS, HOSTS = 12, 3
@@ -28,7 +29,7 @@ def opened(tmp_path: Path, points: int) -> tuple[Session, CountingStore]:
 def test_status_takes_two_requests_a_vm_however_many_points_it_has(tmp_path: Path, points: int) -> None:
     session, store = opened(tmp_path, points)
     with store.counted() as requests:
-        found = session.status()
+        found = Overview(session).status()
     assert [(status.vm, status.point, status.state) for status in found] == [(vm, points, State.OK) for vm in NAMES]
     assert (requests.put, requests.get, requests.list) == (0, VMS + HOSTS, VMS + 3)  # 3: VMs, hosts, key rotations
 
@@ -37,7 +38,7 @@ def test_status_takes_two_requests_a_vm_however_many_points_it_has(tmp_path: Pat
 def test_points_of_all_vms_take_four_requests_a_vm(tmp_path: Path, points: int) -> None:
     session, store = opened(tmp_path, points)
     with store.counted() as requests:
-        found = session.summaries()
+        found = Overview(session).summaries()
     assert [summary.vm for summary in found] == NAMES
     assert {summary.segments for summary in found} == {points}
     for summary in found:
@@ -50,7 +51,7 @@ def test_points_of_all_vms_take_four_requests_a_vm(tmp_path: Path, points: int) 
 def test_points_of_a_vm_take_a_request_each(tmp_path: Path) -> None:
     session, store = opened(tmp_path, 60)
     with store.counted() as requests:
-        found: Sequence[catalog.Point] = session.points("vm-0003")
+        found: Sequence[catalog.Point] = Overview(session).points("vm-0003")
     assert [point.number for point in found] == list(range(1, 61))
     assert (requests.put, requests.get, requests.list) == (0, 62, 1)
 
@@ -81,7 +82,7 @@ def test_an_empty_log_has_no_points_at_its_ends(tmp_path: Path) -> None:
 def test_a_log_whose_end_is_gone_hides_no_other_vm(tmp_path: Path) -> None:
     session, store = opened(tmp_path, 5)
     store.delete("vm/vm-0003/log/0000000000000005")
-    found = {summary.vm: summary for summary in session.summaries()}
+    found = {summary.vm: summary for summary in Overview(session).summaries()}
     assert found["vm-0003"].newest is None
     assert "vm/vm-0003/log/0000000000000005" in found["vm-0003"].problem
     assert all(summary.newest is not None for vm, summary in found.items() if vm != "vm-0003")

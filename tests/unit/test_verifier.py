@@ -11,6 +11,7 @@ from command_line import Cli
 from shipped_vm import DiskStep, ShippedVm, Step
 
 from drsync.agenda import chores_of
+from drsync.auditing import Auditing
 from drsync.config import load_config
 from drsync.errors import StoreUnavailable
 from drsync.keyfile import write_key_file
@@ -89,4 +90,4 @@ def test_with_never_nobody_reads(tmp_path: Path, session: Session) -> None:
     cli.configure(extra='[verify]\nwithin = "never"\n')
     idle = Session(load_config(cli.config), SystemClock())
     assert [chore.name for chore in chores_of(idle)] == ["prune"]
-    assert idle.scrub("web") is None
+    assert Auditing(idle).scrub("web") is None

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from drsync.catalog import Point
 from drsync.errors import CloudRefused, DrsyncError
+from drsync.finding import Finding
 from drsync.image import PointImage
 from drsync.model import Progress
 from drsync.recovery.cloud.blocks import CloudDisk, beside
@@ -158,7 +159,7 @@ class DiskShipping:
             if not 0 < number < point.number:
                 continue
             try:
-                older, before = self.session.find_point(point.vm, number=number)
+                older, before = Finding(self.session).find_point(point.vm, number=number)
                 if older.capture == snapshot.tags.get(tags.CAPTURE) and disk in {d.name for d in older.disks}:
                     return snapshot, before, beside(self.session.log(point.vm), before, point.number)
             except DrsyncError as err:
@@ -189,7 +190,7 @@ class DiskShipping:
             if disk.parent is None:
                 raise
             log.warning("snapshot %s can't be the parent: %s; everything is written", disk.parent.id, err)
-            _, image = self.session.find_point(point.vm, number=point.number)
+            _, image = Finding(self.session).find_point(point.vm, number=point.number)
             blocks = self._disk(point.vm, disk.name, image, None).plan()
             whole = replace(disk, image=image, before=None, parent=None, blocks=blocks)
             return self.write(point, whole, progress, opened=opened)

@@ -17,6 +17,7 @@ from typing import Final
 
 from drsync.catalog import Point
 from drsync.errors import CloudRefused
+from drsync.finding import Finding
 from drsync.model import Progress
 from drsync.recovery.cloud.disks import DiskShipping
 from drsync.recovery.cloud.importing import belongs_to
@@ -115,6 +116,7 @@ class PilotLight:
 
     def __init__(self, session: Session, aws: Aws, snapshots: Snapshots, *, keep: int) -> None:
         self._session = session
+        self._finding = Finding(session)
         self._aws = aws
         self._snapshots = snapshots
         self._keep = keep
@@ -156,7 +158,7 @@ class PilotLight:
             CloudError: AWS does not take it; what is written stays, and the next sync goes on with it.
         """
         began_s = self._session.clock.monotonic_s()
-        point, image = self._session.find_point(vm)
+        point, image = self._finding.find_point(vm)
         sent, snapshots = 0, {}
         disks = self._shipping.plan(point, image, [disk.name for disk in point.disks])
         for disk in disks:
@@ -181,7 +183,7 @@ class PilotLight:
             UnknownVm, UnknownPoint, IntegrityError, StoreError: the repository can't be read.
             CloudError: AWS can't be asked.
         """
-        newest, _ = self._session.find_point(vm)
+        newest, _ = self._finding.find_point(vm)
         points = self.held(vm)
         whole = next((point for point in points if point.is_whole), None)
         return PilotStatus(
@@ -193,7 +195,7 @@ class PilotLight:
         )
 
     def _lag_s(self, vm: str, held: HeldPoint, newest: Point) -> float:
-        point = newest if held.capture == newest.capture else self._session.find_point(vm, number=held.number)[0]
+        point = newest if held.capture == newest.capture else self._finding.find_point(vm, number=held.number)[0]
         return rpo_s(self._session, point, self._session.clock.now())
 
     def cleanup(self, vm: str, *, restored: bool = False, dry_run: bool = False, bucket: str | None = None) -> Cleaned:

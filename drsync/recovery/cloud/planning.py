@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Final
 
 from drsync.errors import CantRunInCloud, DrsyncError, FixUnavailable, ObjectDamaged, WontBoot
+from drsync.finding import Finding
 from drsync.format.names import segment as segment_name
 from drsync.preflight.findings import Verdict
 from drsync.preflight.fix.prepare import check_available
+from drsync.preflighting import Preflighting
 from drsync.recovery.cloud.cost import cost_of
 from drsync.recovery.cloud.disks import DiskShipping, PlannedDisk
 from drsync.recovery.cloud.fixing import WORK_DIR
@@ -44,7 +46,7 @@ class CloudPlanning:
         self._region = aws.region
         self._shipping = shipping
         self._request = request
-        self._point, self._image = session.find_point(request.vm, number=request.number, at=request.at)
+        self._point, self._image = Finding(session).find_point(request.vm, number=request.number, at=request.at)
         self._of = shipping.of(self._point)
         self._errors: list[DrsyncError] = []
         self._notes = Notes()
@@ -99,7 +101,7 @@ class CloudPlanning:
 
     def _preflight(self) -> None:
         """What can be seen of it beforehand: a guest that would not boot is refused, unless it will be changed."""
-        report = self._session.preflighted(self._point)
+        report = Preflighting(self._session).preflighted(self._point)
         counts = report.counts
         if self._request.fix_guest:
             with_fix = "; the guest is prepared for EC2 on the way" if counts[Verdict.FAILS] else ""

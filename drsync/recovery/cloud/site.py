@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from drsync.config.plan import Ec2Site, WaitFor
 from drsync.errors import InstanceNotUp
+from drsync.finding import Finding
 from drsync.model import Progress
 from drsync.pace import TokenBucket
 from drsync.recovery.cloud.recover import CloudRecovery
@@ -88,7 +89,7 @@ class CloudSite:
         for instance in self._instances.find(mine):
             if instance.state in ("running", "pending"):
                 return instance
-            point, _ = self._session.find_point(request.vm, number=request.number, at=request.at)
+            point, _ = Finding(self._session).find_point(request.vm, number=request.number, at=request.at)
             if tags.capture_of(instance.tags) == point.capture:
                 return instance
         return None

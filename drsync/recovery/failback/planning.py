@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from drsync.catalog import Point
 from drsync.errors import CantFailBack, DrsyncError, StillProtected, UnknownPoint
+from drsync.finding import Finding
 from drsync.heartbeat import read_heartbeats
 from drsync.image import PointImage
 from drsync.recovery.failback.request import FailbackDisk, FailbackPlan, FailbackRequest, Reference
@@ -32,6 +33,7 @@ class FailbackPlanning:
         self, session: Session, aws: Aws, snapshots: Snapshots, instances: Instances, request: FailbackRequest
     ) -> None:
         self._session = session
+        self._finding = Finding(session)
         self._aws = aws
         self._snapshots = snapshots
         self._instances = instances
@@ -48,7 +50,7 @@ class FailbackPlanning:
             CloudError: AWS can't be asked.
         """
         vm = self._request.vm
-        head, head_image = self._session.find_point(vm)
+        head, head_image = self._finding.find_point(vm)
         instance = self._instance()
         origin, origin_image = self._origin(instance)
         self._check_gone_on(instance, origin, head, head_image)
@@ -93,7 +95,7 @@ class FailbackPlanning:
         """The point that the instance was made from, if the log still has that very one."""
         number = tags.number(instance.tags, tags.POINT)
         try:
-            point, image = self._session.find_point(self._request.vm, number=number or None)
+            point, image = self._finding.find_point(self._request.vm, number=number or None)
         except UnknownPoint:
             return None, None
         return (point, image) if point.capture == tags.capture_of(instance.tags) else (None, None)
