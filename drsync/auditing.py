@@ -37,8 +37,7 @@ class Auditing:
     def _record(self, log: Log, report: VmReport) -> None:
         """Tell of what an audit found. The user is told anyway: a repository that can't be written is no error."""
         try:
-            for damaged in report.damaged:
-                record(log, damaged, self._session.clock.now())
+            record(log, report.damaged, self._session.clock.now())
             if report.damaged or self._session.spool.vm(log.vm).noted(TOLD_NAME, DamageTold) is not None:
                 self._note_damage(log.vm, told_of(standing_of(log), report.hurt, self._session.clock.now()))
         except StoreError as err:

@@ -24,19 +24,16 @@ from enum import StrEnum
 import msgspec
 
 from drsync.errors import (
-    ChainBroken,
     DrsyncError,
     Fenced,
     LayerDamaged,
     LibraryMissing,
     LiveUnavailable,
-    ObjectDamaged,
-    ObjectMissing,
     SpoolError,
 )
 from drsync.format.segment import PointMeta
 from drsync.heal import Healed, Healer, HealPlan, read_again
-from drsync.image import PointImage, load_image
+from drsync.image import FAILURES, PointImage, load_image
 from drsync.journal import Journal
 from drsync.log import Heads, KnownHead, Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
@@ -50,7 +47,6 @@ from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
 
 _LOGGER = logging.getLogger(__name__)
-_DAMAGED = (ChainBroken, ObjectDamaged, ObjectMissing)
 
 
 class Result(StrEnum):
@@ -470,7 +466,7 @@ class _Cycle:
         limits = self._options.seed.limits
         try:
             return ship(spooled, layers, writer, before, self._progress, limits, seeded=seeded)
-        except _DAMAGED as err:
+        except FAILURES as err:
             if before is None:
                 raise
             _LOGGER.warning("vm=%s sends everything: the point before is damaged: %s", self._log.vm, err)
@@ -482,7 +478,7 @@ class _Cycle:
             return None
         try:
             return load_image(self._log, head.seq)
-        except _DAMAGED as err:
+        except FAILURES as err:
             _LOGGER.warning("vm=%s sends everything: the log is damaged: %s", self._log.vm, err)
             return None
 

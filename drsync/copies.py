@@ -15,17 +15,16 @@ from contextlib import suppress
 
 import numpy as np
 
-from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
+from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskRows, decode_pack, position
-from drsync.image import Container, PackIndexes, PlacedRows, place
+from drsync.image import FAILURES, Container, PackIndexes, PlacedRows, place
 from drsync.log import Log, Segment
 from drsync.model import block_length
 from drsync.repository import VmObjects
 
 _LOGGER = logging.getLogger(__name__)
-_UNREADABLE = (ChainBroken, ObjectDamaged, ObjectMissing)
 
 
 class Copies:
@@ -71,7 +70,7 @@ class Copies:
         if container.name not in self._rows:
             try:
                 rows = self._read_rows(container)
-            except (*_UNREADABLE, Malformed):
+            except (*FAILURES, Malformed):
                 rows = []
             self._rows[container.name] = place(rows)
         placed = self._rows[container.name].get(disk)
@@ -98,7 +97,7 @@ class Copies:
             for pack in np.flatnonzero((segment.packs.first <= at) & (segment.packs.last >= at)).tolist():
                 try:
                     opened = self._indexes.open(self._log.objects, segment, pack)
-                except _UNREADABLE:
+                except FAILURES:
                     continue
                 object_id = segment.packs.ids[pack].tobytes()
                 name = names.pack(self._log.vm, object_id)
@@ -111,10 +110,10 @@ class Copies:
             found: list[Segment] = []
             horizon = self._log.horizon()
             for merged in horizon.merged():
-                with suppress(*_UNREADABLE):
+                with suppress(*FAILURES):
                     found.append(self._log.read_merged(merged))
             for info in self._log.objects.store.list(names.log_prefix(self._log.vm)):
-                with suppress(*_UNREADABLE, Malformed):
+                with suppress(*FAILURES, Malformed):
                     seq = names.seq_of_segment(info.key)
                     if seq > horizon.through or horizon.merged_at(seq) is None:  # else it is about to be deleted
                         found.append(self._log.read(seq))

@@ -7,7 +7,6 @@ A record is news, never the truth: who acts on it looks at the object itself. So
 read, and one that is lost is written again by the next who looks.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from drsync.errors import IntegrityError, KeyMissing, ObjectDamaged, ObjectMissi
 from drsync.format import Malformed, names, seal
 from drsync.format.damage import DamageMeta, decode_damage, encode_damage
 from drsync.format.frame import FrameOpener, disk_binding
+from drsync.format.keys import ObjectKeys
 from drsync.format.segment import DiskMeta, DiskRows
 from drsync.horizon import Merged
 from drsync.image import pack_rows, place
@@ -127,7 +127,7 @@ def _check_segment(log: Log, seq: int) -> Checked:
         log.objects,
         name,
         data,
-        (segment.object_id, segment.generation),
+        log.objects.keys_of(segment.object_id, segment.generation),
         segment.rows,
         point.disks if point is not None else [],
     )
@@ -151,7 +151,7 @@ def _check_pack(objects: VmObjects, segment: Segment, number: int) -> Checked:
         rows = pack_rows(name, opened, entry, disks)
     except (ObjectMissing, ObjectDamaged) as err:
         return Checked(frames=0, read_bytes=len(data), damaged=lost_pack(objects.vm, segment, number, err))
-    error, blocks = _lost_frames(objects, name, data, (entry.object_id, opened.header.generation), rows, disks)
+    error, blocks = _lost_frames(objects, name, data, objects.object_keys(opened.header), rows, disks)
     damaged = None
     if error is not None:
         damaged = Damaged(
@@ -188,15 +188,12 @@ def _lost_frames(
     objects: VmObjects,
     name: str,
     data: bytes,
-    keys_of: tuple[bytes, int],
+    keys: ObjectKeys,
     rows: Sequence[DiskRows],
     disks: Sequence[DiskMeta],
 ) -> tuple[ObjectDamaged | None, Mapping[str, Runs]]:
-    """What is wrong with an object whose index is whole, and which blocks are lost by it; perhaps none.
-
-    `keys_of` are its id and the generation of the root key that it is under.
-    """
-    opener, view = FrameOpener(objects.keys_of(*keys_of)), memoryview(data)
+    """What is wrong with an object whose index is whole, and which blocks are lost by it; perhaps none."""
+    opener, view = FrameOpener(keys), memoryview(data)
     sizes = {d.name: d.size_bytes for d in disks}
     problem: Malformed | str | None = None
     blocks: dict[str, Runs] = {}
@@ -220,13 +217,13 @@ def _lost_frames(
     return (ObjectDamaged(key=name, problem=problem) if problem is not None else None), blocks
 
 
-def _unkeyed_problem(data: bytes) -> str | None:
+def _unkeyed_problem(data: bytes) -> Malformed | None:
     """What is wrong with the parts that nothing is read from; no block is lost by it."""
     footer = seal.parse_footer(data, len(data))
-    if hashlib.sha256(memoryview(data)[: -seal.FOOTER_BYTES]).digest() != footer.sha256:
-        return "its bytes do not match its SHA-256"
-    if data[: seal.FRAMES_START] != seal.MAGIC:
-        return "it does not begin like an object of drsync"
+    try:
+        seal.check_unkeyed(data, footer)
+    except Malformed as err:
+        return err
     return None
 
 
@@ -267,8 +264,7 @@ def write_record(objects: VmObjects, damaged: Damaged, found_at: datetime) -> st
         disks={disk: list(runs) for disk, runs in damaged.blocks.items()},
     )
     index = encode_damage(meta)
-    buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
-    sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+    buffer, sealed = objects.seal_alone(header, index)
     name = names.damage(objects.vm, damaged.seq, bytes.fromhex(header.object))
     objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
     return name
@@ -327,12 +323,19 @@ def beside_damaged(log: Log) -> Log:
         return log
 
 
-def record(log: Log, damaged: Damaged, found_at: datetime) -> None:
-    """Record damage, unless the repository knows of it already.
+def record(log: Log, found: Sequence[Damaged], found_at: datetime) -> None:
+    """Record damage, as far as the repository does not know of it already; its records are read once.
 
     Raises:
         StoreError: it could not be stored.
     """
-    if not any(says_the_same(known.damaged, damaged) for known in read_records(log.objects)):
-        name = write_record(beside_damaged(log).objects, damaged, found_at)
+    if not found:
+        return
+    known = [record.damaged for record in read_records(log.objects)]
+    objects = beside_damaged(log).objects
+    for damaged in found:
+        if any(says_the_same(one, damaged) for one in known):
+            continue
+        name = write_record(objects, damaged, found_at)
+        known.append(damaged)
         _LOGGER.warning("vm=%s recorded damage: %s", log.vm, name)

@@ -18,16 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from drsync.damage import Damaged, Runs, read_records, runs_of
-from drsync.errors import ChainBroken, IntegrityError, ObjectDamaged, ObjectMissing
+from drsync.errors import ChainBroken, IntegrityError, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.segment import DiskMeta
 from drsync.horizon import NONE, Horizon, Merged
-from drsync.image import NOWHERE, UNKNOWN, WINDOW_BLOCKS, Failure, PackIndexes, PointImage, Window
+from drsync.image import FAILURES, NOWHERE, UNKNOWN, WINDOW_BLOCKS, Failure, PackIndexes, PointImage, Window
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.mapped import BlockMap, MapGround, check_shows, listed_maps, read_map
 from drsync.restore import BlockReader, plan_fetches
-
-_UNREADABLE = (ChainBroken, ObjectDamaged, ObjectMissing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ def standing_of(log: Log) -> Standing:
     listed = list(_listed(log))
     try:
         horizon = log.horizon()
-    except _UNREADABLE as err:  # nobody can tell what is a point, so none can be restored
+    except FAILURES as err:  # nobody can tell what is a point, so none can be restored
         return Standing(log=log, horizon=NONE, segments=[], holes=dict.fromkeys(listed, err))
     segments: list[Segment] = []
     holes: dict[int, Failure] = {}
@@ -86,7 +84,7 @@ def standing_of(log: Log) -> Standing:
         seq = link.last if isinstance(link, Merged) else link
         try:
             segment = log.read_merged(link) if isinstance(link, Merged) else log.under(horizon, log.read(link))
-        except _UNREADABLE as err:
+        except FAILURES as err:
             holes[seq], previous = err, None
             continue
         if previous is not None and segment.meta.previous != previous:

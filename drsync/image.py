@@ -64,7 +64,8 @@ UNKNOWN = -2
 _CACHED_PACKS = 2048  # of 64 GiB of data, about 14 KiB each
 Failure: TypeAlias = ChainBroken | ObjectDamaged | ObjectMissing
 """Why a part of a log can't be read, and never will."""
-_FAILURES: Final = (ChainBroken, ObjectDamaged, ObjectMissing)
+FAILURES: Final = (ChainBroken, ObjectDamaged, ObjectMissing)
+"""The same, for `except`."""
 _READERS = 8  # windows that are looked up at once, which is how many packs are opened at once
 
 
@@ -420,7 +421,7 @@ class PointImage:
             return
         try:
             below, containers = self._ground.window(disk, index)
-        except _FAILURES as err:
+        except FAILURES as err:
             window.containers[: block_count(grounded.size_bytes) - window.first_block] = self._unknown(err)
             return
         count = min(len(below.containers), len(window.containers))

@@ -34,7 +34,7 @@ from drsync.units import format_duration
 _LOGGER = logging.getLogger(__name__)
 
 _WORKERS: Final = 16
-_BATCH: Final = 256
+BATCH_OBJECTS: Final = 256
 """Objects between two looks at the clock: a second or two of requests."""
 WATCH_EVERY_S: Final = 3600.0
 
@@ -67,6 +67,7 @@ def extend_locks(
     budget_s: float,
     resume: LockPass | None = None,
     dry_run: bool = False,
+    batch_objects: int = BATCH_OBJECTS,
 ) -> LockPass:
     """Extend the locks that end within half a period, as many as the time allows.
 
@@ -83,7 +84,7 @@ def extend_locks(
     each = _Extending(locks, policy, found.started, dry_run=dry_run)
     listing = (i.key for i in store.list("", after=found.after) if not i.key.startswith(names.HEARTBEAT_PREFIX))
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="lock") as workers:
-        for batch in _batches(listing):
+        for batch in _batches(listing, batch_objects):
             if clock.monotonic_s() >= end_s:
                 return found
             wanted = [key for key in batch if key != names.REPOSITORY]
@@ -91,8 +92,8 @@ def extend_locks(
     return _finish(found, locks, policy, dry_run=dry_run)
 
 
-def _batches(keys: Iterator[str]) -> Iterator[Sequence[str]]:
-    while batch := list(islice(keys, _BATCH)):
+def _batches(keys: Iterator[str], size: int) -> Iterator[Sequence[str]]:
+    while batch := list(islice(keys, size)):
         yield batch
 
 

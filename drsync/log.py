@@ -422,8 +422,7 @@ class LogWriter:
         header = objects.new_header("segment", self.next_seq)
         meta = self.meta(None, 0, [])
         index = encode_segment(meta, pack_table([]), [])
-        buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
-        sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+        buffer, sealed = objects.seal_alone(header, index)
         segment = self.append(buffer, sealed)
         _LOGGER.warning("vm=%s took over, epoch=%d segment=%d", self.log.vm, self.epoch, segment.seq)
         return segment

@@ -146,6 +146,5 @@ def _create(objects: VmObjects, number: int, record: PinRecord) -> None:
     """Each try is a new object with an id of its own (F6)."""
     header = objects.new_header("pin", number)
     index = msgspec.json.encode(record)
-    buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
-    sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+    buffer, sealed = objects.seal_alone(header, index)
     objects.store.create(names.pin(objects.vm, number), buffer[: sealed.length], sha256=sealed.sha256)

@@ -14,10 +14,10 @@ from datetime import datetime
 from typing import Final
 
 from drsync.damage import Damaged, read_records
-from drsync.errors import ChainBroken, DrsyncError, IntegrityError, MapUnwritable, ObjectDamaged, ObjectMissing
+from drsync.errors import DrsyncError, IntegrityError, MapUnwritable, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
 from drsync.hurt import HurtPoint, Standing, find_hurt, is_point, newest_point_of, standing_of
-from drsync.image import PointImage
+from drsync.image import FAILURES, PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.mapping import USUAL, MapPolicy, write_map, write_map_alone, write_map_of
@@ -137,7 +137,7 @@ class _Repairing:
             for disk in image.point.disks:
                 for _ in image.windows(disk.name):
                     pass
-        except (ChainBroken, ObjectDamaged, ObjectMissing):
+        except FAILURES:
             return None
         return image
 

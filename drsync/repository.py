@@ -197,6 +197,15 @@ class VmObjects:
     def object_keys(self, header: seal.Header) -> ObjectKeys:
         return self.keys_of(bytes.fromhex(header.object), header.generation)
 
+    def seal_alone(self, header: seal.Header, index: bytes) -> tuple[memoryview, seal.Sealed]:
+        """An object that has an index and no frames; its bytes are the first `length` of the buffer.
+
+        Raises:
+            Malformed: it would be larger than a reader takes; nothing must be stored.
+        """
+        buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
+        return buffer, seal.seal(buffer, seal.FRAMES_START, header, index, self.object_keys(header))
+
     def read_index(self, name: str, kind: str, *, seq: int = 0) -> seal.Opened:
         """The authenticated header and index of the object `name`, which must be a `kind` with number `seq`.
 
@@ -224,10 +233,7 @@ class VmObjects:
         """
         try:
             footer = seal.parse_footer(data, len(data))
-            if hashlib.sha256(memoryview(data)[: -seal.FOOTER_BYTES]).digest() != footer.sha256:
-                raise Malformed("its bytes do not match its SHA-256")
-            if data[: seal.FRAMES_START] != seal.MAGIC:
-                raise Malformed("it does not begin like an object of drsync")
+            seal.check_unkeyed(data, footer)
             return self._open(name, kind, seq, data, footer)
         except Malformed as err:
             raise ObjectDamaged(key=name, problem=err) from err

@@ -234,7 +234,7 @@ class _Reading:
         )
         if checked.damaged is not None and not self._was_pruned(checked.damaged):
             _LOGGER.error("vm=%s point=%d %s", self._log.vm, checked.damaged.seq, checked.damaged.error)
-            record(self._log, checked.damaged, self._clock.now())
+            record(self._log, [checked.damaged], self._clock.now())
             self._found.append(checked.damaged)
 
     def _was_pruned(self, damaged: Damaged) -> bool:

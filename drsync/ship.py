@@ -191,10 +191,9 @@ def commit_rounds(writer: LogWriter, point: PointMeta, rounds: Sequence[Sequence
     entries = list(chain.from_iterable(rounds))
     meta = writer.meta(point, len(entries), [], rounds=[len(round_) for round_ in rounds])
     index = encode_segment(meta, pack_table(entries), [])
-    buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
     try:
         decode_segment(index, seal.FRAMES_START)  # what no reader would take must not be committed
-        sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+        buffer, sealed = objects.seal_alone(header, index)
     except Malformed as err:
         raise PointUnwritable(vm=objects.vm, problem=err) from err
     return writer.append(buffer, sealed)

@@ -128,6 +128,18 @@ def sealed_bound(index_bytes: int) -> int:
     return MAX_HEADER_BYTES + index_bytes + index_bytes // 128 + 1024 + FOOTER_BYTES
 
 
+def check_unkeyed(data: bytes, footer: Footer) -> None:
+    """Check the parts of a whole object that nothing is read from, and its SHA-256, which has no key.
+
+    Raises:
+        Malformed: they are not as they were written; what authenticates is good all the same.
+    """
+    if hashlib.sha256(memoryview(data)[:-FOOTER_BYTES]).digest() != footer.sha256:
+        raise Malformed("its bytes do not match its SHA-256")
+    if data[:FRAMES_START] != MAGIC:
+        raise Malformed("it does not begin like an object of drsync")
+
+
 def parse_footer(tail: bytes, object_length: int) -> Footer:
     """The footer at the end of `tail`, checked against the object's real length.
 

@@ -147,10 +147,9 @@ def _store_merged(log: Log, run: Run, entries: Sequence[PackEntry], rounds: Sequ
     header = objects.new_header("merged", last.seq, generation=last.generation)  # F48
     object_id = bytes.fromhex(header.object)
     name = names.merged(objects.vm, last.seq, object_id)
-    buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
     try:
         decode_segment(index, seal.FRAMES_START)  # what no reader would take must not be stored
-        sealed = seal.seal(buffer, seal.FRAMES_START, header, index, objects.object_keys(header))
+        buffer, sealed = objects.seal_alone(header, index)
     except Malformed as err:
         raise ObjectDamaged(key=name, problem=err) from err
     objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)

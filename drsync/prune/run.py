@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from drsync.errors import ChainBroken, DrsyncError, ObjectExists, ObjectMissing, PruneRaced, PruneRefused
-from drsync.format import Malformed, names, seal
+from drsync.format import Malformed, names
 from drsync.format.columns import Bytes2D
 from drsync.format.horizon import (
     HorizonIndex,
@@ -297,10 +297,9 @@ class _Prune:
         number = horizon.number + 1
         header = self._objects.new_header("horizon", number)
         index = encode_horizon(_next_index(horizon, plan, done, left, self._now))
-        buffer = memoryview(bytearray(seal.FRAMES_START + seal.sealed_bound(len(index))))
         try:
             decode_horizon(index)  # what no reader would take must not be stored
-            sealed = seal.seal(buffer, seal.FRAMES_START, header, index, self._objects.object_keys(header))
+            buffer, sealed = self._objects.seal_alone(header, index)
         except Malformed as err:
             raise PruneRefused(vm=self._log.vm, problem=f"its horizon can't be written: {err}") from err
         self._check_pins(plan)

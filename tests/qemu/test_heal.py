@@ -90,7 +90,7 @@ def audit(lab: Lab) -> set[int]:
     log = Log(lab.repository().vm(VM))
     report = verify(log, committed_seq=0, read_data=True, progress=NoProgress())
     for damaged in report.damaged:
-        record(log, damaged, lab.clock.now())
+        record(log, [damaged], lab.clock.now())
     lab.spool.vm(VM).note(TOLD_NAME, told_of(standing_of(log), report.hurt, lab.clock.now()))
     return {point.point for point in report.hurt}
 

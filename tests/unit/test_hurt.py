@@ -214,7 +214,7 @@ def test_f50_records_come_back_as_they_were_written_and_junk_is_passed_over(
         blocks={},
     )
     for found in (pack, own, pack, own):
-        record(vm.log, found, datetime.now(UTC))
+        record(vm.log, [found], datetime.now(UTC))
     vm.store.replace("vm/web/damage/junk", b"junk")
     real = next(info.key for info in vm.store.list("vm/web/damage/0"))
     data = vm.store.get(real, limit_bytes=2**20)

@@ -84,12 +84,9 @@ def test_what_was_never_locked_is_locked_and_counted(store: MemoryStore, clock: 
     assert until(store, SEGMENTS[1]) == 30 * DAY
 
 
-def test_a_pass_goes_on_where_its_time_ended(
-    store: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("drsync.locks._BATCH", 2)
+def test_a_pass_goes_on_where_its_time_ended(store: MemoryStore, clock: FakeClock) -> None:
     clock.advance(20 * 86400)
-    found = run(store, clock, budget_s=0)
+    found = run(store, clock, budget_s=0, batch_objects=2)
     assert (found.done, found.seen) == (False, 0)
 
     class Slow(MemoryStore):
@@ -101,15 +98,17 @@ def test_a_pass_goes_on_where_its_time_ended(
 
     slow = Slow(clock, lock=POLICY)
     slow._objects, slow._locks = store._objects, store._locks
-    found = extend_locks(slow, slow, POLICY, clock, budget_s=1, resume=found)
+    found = extend_locks(slow, slow, POLICY, clock, budget_s=1, resume=found, batch_objects=2)
     assert (found.done, found.seen) == (False, 1), "of a batch with repo.json"
     assert until(slow, names.REPOSITORY) == 30 * DAY, "a pass is worth nothing before its end"
     started = found.started
     while not found.done:
-        found = extend_locks(slow, slow, POLICY, clock, budget_s=1, resume=found)
+        found = extend_locks(slow, slow, POLICY, clock, budget_s=1, resume=found, batch_objects=2)
     assert (found.seen, found.extended, found.started) == (3, 3, started)
     assert until(slow, names.REPOSITORY) == 50 * DAY
-    assert extend_locks(slow, slow, POLICY, clock, budget_s=9, resume=found).started > started, "a new pass"
+    assert extend_locks(slow, slow, POLICY, clock, budget_s=9, resume=found, batch_objects=2).started > started, (
+        "a new pass"
+    )
 
 
 def test_one_object_that_cant_be_extended_keeps_the_witness_and_not_the_others(
