@@ -10,6 +10,7 @@ from drsync.locks import LockKeeper
 from drsync.maintenance import Chore
 from drsync.model import NoProgress
 from drsync.prune.report import VmPruned
+from drsync.pruning import Pruning
 from drsync.session import Session
 from drsync.units import format_size
 from drsync.upkeep import Upkeep
@@ -53,7 +54,7 @@ def _extend(keeper: LockKeeper, budget_s: float) -> str:
 
 
 def _prune(session: Session) -> str:
-    done = Upkeep(session).prune(None, lambda _: NoProgress())
+    done = Pruning(session).prune(None, lambda _: NoProgress())
     for one in done.vms:
         if one.error is not None:
             _LOGGER.error(

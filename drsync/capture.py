@@ -29,6 +29,7 @@ from drsync.errors import (
     LayerDamaged,
     LibraryMissing,
     LiveUnavailable,
+    LogAdvanced,
     SpoolError,
 )
 from drsync.format.segment import PointMeta
@@ -110,19 +111,30 @@ def run_cycle(
     Raises:
         GuestHeld: the point is committed, but the guest may still be frozen or paused.
         Fenced: another drsync took the VM over; it is remembered, and nothing was written.
+        LogAdvanced: prune went on with the log, twice; the next cycle sends what this one captured.
         CaptureRunning: another process on this host is at it.
         SourceError, SpoolError, StoreError: nothing was lost; the next cycle goes on from there.
     """
     with spool.locked():
         cycle = _Cycle(log, spool, writer_id, open_source, clock, progress, options, quiesce or NoQuiesce())
         try:
-            return cycle.run()
+            return _run_twice(cycle)
         except BaseException as err:
             cycle.forget_head()
             if isinstance(err, DrsyncError):
                 with suppress(SpoolError):  # what can't be noted is still raised
                     cycle.remember(error=str(err), error_at=clock.now().isoformat())
             raise
+
+
+def _run_twice(cycle: "_Cycle") -> Outcome:
+    """Run a cycle; once more if prune went on with the log meanwhile: what was captured is sent anew."""
+    try:
+        return cycle.run()
+    except LogAdvanced as err:
+        _LOGGER.info("%s; the cycle begins anew", err)
+        cycle.forget_head()
+        return cycle.run()
 
 
 class _Cycle:

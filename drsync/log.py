@@ -23,11 +23,13 @@ import numpy as np
 from drsync.errors import (
     ChainBroken,
     Fenced,
+    LogAdvanced,
     ObjectDamaged,
     ObjectExists,
     ObjectMissing,
     PointLost,
     PointPruned,
+    StoreUnavailable,
 )
 from drsync.format import Malformed, names, seal
 from drsync.format.keys import FIRST_GENERATION
@@ -376,19 +378,32 @@ class LogWriter:
 
         Raises:
             Fenced: another writer has this number: nothing of ours was stored.
+            LogAdvanced: prune has it: nothing of ours was stored, either, and packs of ours may go.
             StoreUnavailable: it is unknown whether it was committed; opening the
                 writer again finds out.
         """
+        store = self.log.objects.store
         name = names.segment(self.log.vm, self.next_seq)
         try:
-            self.log.objects.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
-        except ObjectExists as err:
-            other = self.log.read(self.next_seq)
-            if other.index_sha256 != sealed.index_sha256:  # else it is this one (F20): no two seal alike
-                raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from err
-        self._check_not_freed(self.next_seq, sealed.index_sha256)
-        self.head = self.log.read(self.next_seq)
+            try:
+                store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
+            except ObjectExists as err:
+                self._check_own(sealed.index_sha256, err)
+            self._check_not_freed(self.next_seq, sealed.index_sha256)
+            self.head = self.log.read(self.next_seq)
+        except (ChainBroken, ObjectDamaged, ObjectMissing) as err:
+            # Not to be taken for damage of what was read before: whoever sent this point again would fence himself.
+            raise StoreUnavailable(url=store.url, problem=f"what was just committed can't be read back: {err}") from err
         return self.head
+
+    def _check_own(self, index_sha256: bytes, cause: ObjectExists) -> None:
+        """See whether the segment that is in the next one's place is this very one (F20): no two seal alike."""
+        other = self.log.read(self.next_seq)
+        if other.index_sha256 == index_sha256:
+            return
+        if other.meta.point is None and other.meta.epoch == (self.head.meta.epoch if self.head else 1):  # no fence
+            raise LogAdvanced(vm=self.log.vm, seq=other.seq) from cause
+        raise Fenced(vm=self.log.vm, writer=other.meta.writer, epoch=other.meta.epoch) from cause
 
     def _check_not_freed(self, seq: int, index_sha256: bytes) -> None:
         """See that segment `seq`, which was just created, is not in a place that prune had freed.
@@ -415,17 +430,25 @@ class LogWriter:
         """Take the VM over: append an empty segment with the next epoch.
 
         Raises:
-            Fenced: somebody else appended at the same moment.
+            Fenced, LogAdvanced: somebody else appended at the same moment.
         """
         self.epoch += 1
+        segment = self.advance()
+        _LOGGER.warning("vm=%s took over, epoch=%d segment=%d", self.log.vm, self.epoch, segment.seq)
+        return segment
+
+    def advance(self) -> Segment:
+        """Append an empty segment: nobody who looked for the head before this can append any more.
+
+        Raises:
+            Fenced, LogAdvanced: somebody else appended at the same moment, to the same effect.
+        """
         objects = self.log.objects
         header = objects.new_header("segment", self.next_seq)
         meta = self.meta(None, 0, [])
         index = encode_segment(meta, pack_table([]), [])
         buffer, sealed = objects.seal_alone(header, index)
-        segment = self.append(buffer, sealed)
-        _LOGGER.warning("vm=%s took over, epoch=%d segment=%d", self.log.vm, self.epoch, segment.seq)
-        return segment
+        return self.append(buffer, sealed)
 
 
 def open_writer(

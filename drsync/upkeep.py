@@ -1,20 +1,15 @@
-"""The upkeep of a repository: which points stay, what is deleted, how long objects stay locked."""
+"""The upkeep of a repository: which points stay, and how long objects stay locked; what goes is pruning.py's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from drsync import catalog
 from drsync.catalog import Point
-from drsync.errors import DrsyncError, LocksMissing, NotPinned
-from drsync.heartbeat import Seen, read_heartbeats
+from drsync.errors import LocksMissing, NotPinned
 from drsync.locks import LockKeeper, LockPass, LockStatus, extend_locks, lock_status
 from drsync.log import beside
-from drsync.model import Progress
 from drsync.pins import PinRecord, Pins, pin_point, read_pins, unpin_point
-from drsync.prune.planning import FREE, Prices
-from drsync.prune.report import Pruned, VmPruned
-from drsync.prune.run import PruneOptions, prune_vm
 from drsync.retention import Aged, Rules, decide
 from drsync.retention import Verdict as Kept
 from drsync.session import Session
@@ -62,50 +57,6 @@ class Upkeep:
         aged = catalog.aged(log, known)
         verdicts = decide(aged, rules, self.pins(vm).for_rules(), self._session.store.now())
         return Retained(vm=vm, rules=rules, points=known, aged=aged, verdicts=verdicts)
-
-    def prune(self, vm: str | None, progress_of: Callable[[str], Progress], *, dry_run: bool = False) -> Pruned:
-        """Drop what retention drops, and delete what was taken out of use before; of one VM, or of all there are.
-
-        A VM that can't be pruned keeps no other from it: its error is told with it.
-
-        Raises:
-            UnknownVm: there is no such VM.
-            StoreError: the store does not tell the time, or what it has.
-        """
-        repository = self._session.repository
-        names = [n for n in self._session.known_vms(vm) if vm is not None or n in set(repository.vm_names())]
-        now, beats = self._session.store.now(), read_heartbeats(repository)
-        settings = self._session.config.prune
-        options = PruneOptions(
-            grace=timedelta(seconds=settings.grace_s),
-            orphan_grace=timedelta(seconds=settings.orphan_grace_s),
-            prices=Prices(transfer_gib=settings.read_price) if self._session.store.url.startswith("s3:") else FREE,
-            dry_run=dry_run,
-        )
-        vms = [self._prune(name, beats.of(name), now, options, progress_of(name)) for name in names]
-        uploads = 0 if vm is not None else self._abandon_uploads(now - options.orphan_grace, dry_run=dry_run)
-        return Pruned(vms=vms, abandoned_uploads=uploads, dry_run=dry_run)
-
-    def _prune(self, vm: str, seen: Seen | None, now: datetime, options: PruneOptions, progress: Progress) -> VmPruned:
-        try:
-            return prune_vm(
-                beside(self._session.log(vm)),
-                self._session.config.retention.of(vm),
-                self.pins(vm).for_rules(),
-                committed=seen.seq if seen else 0,
-                now=now,
-                options=options,
-                progress=progress,
-            )
-        except DrsyncError as err:
-            return VmPruned(vm=vm, kept=0, dropped=[], horizon=0, error=err)
-
-    def _abandon_uploads(self, before: datetime, *, dry_run: bool) -> int:
-        """Free what uploads take that were begun before then and never ended; how many there were."""
-        found = [upload for upload in self._session.store.unfinished() if upload.began < before]
-        for upload in found if not dry_run else ():
-            self._session.store.abandon(upload)
-        return len(found)
 
     def pin(self, vm: str, number: int, *, until: datetime | None, note: str, dry_run: bool) -> PinRecord:
         """Keep a point, until then or until it is unpinned.

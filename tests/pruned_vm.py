@@ -3,7 +3,7 @@
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from drsync.prune.report import VmPruned
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.repository import open_repository
 from drsync.retention import Pin, Rules
-from drsync.store import ObjectStore
+from drsync.store import ObjectInfo, ObjectStore
 from drsync.store.memory import MemoryStore
 
 AT_ONCE: Final = PruneOptions(grace=timedelta(0), orphan_grace=timedelta(days=14))
@@ -122,6 +122,38 @@ class InterruptedStore:
             return found(*args, **options)
 
         return call
+
+
+class SleepyStore:
+    """A store whose user sleeps before the first create under a prefix, while something else happens."""
+
+    def __init__(self, inner: ObjectStore, prefix: str, action: Callable[[], object]) -> None:
+        self._inner = inner
+        self._prefix = prefix
+        self._action: Callable[[], object] | None = action
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def create(self, key: str, data: memoryview, **options: Any) -> None:
+        if key.startswith(self._prefix) and self._action is not None:
+            action, self._action = self._action, None
+            action()
+        self._inner.create(key, data, **options)
+
+
+class HidingStore:
+    """A store that has an object and leaves it out of its listings."""
+
+    def __init__(self, inner: ObjectStore, key: str) -> None:
+        self._inner = inner
+        self._key = key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        return (info for info in self._inner.list(prefix, after=after) if info.key != self._key)
 
 
 def snapshot(store: ObjectStore) -> dict[str, Any]:

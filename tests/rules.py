@@ -166,7 +166,8 @@ RULES: Final = (
         "not acknowledged",
         fault__test_prune="""
             test_10_a_zombie_that_writes_into_a_slot_that_prune_freed_is_not_acknowledged
-            test_10_a_writer_that_slept_through_several_prunes_learns_it_too""",
+            test_10_a_writer_that_slept_through_several_prunes_learns_it_too
+            test_a_capture_that_sleeps_over_its_packs_at_any_step_commits_none_that_are_gone""",
         fault__test_rules="test_a_prune_right_behind_a_create_does_not_fence_the_writer",
         fault__test_stress="test_after_anything_that_can_happen_every_point_is_what_the_disks_held",
     ),

@@ -190,8 +190,10 @@ def restored_disk(image: PointImage, log: Log, disk: str) -> OracleDisk:
     target = BlockTarget()
     try:
         restore_disk(log.objects, image, disk, target, NO_PROGRESS)
-    finally:
-        assert target.finished != target.abandoned
+    except BaseException:
+        assert (target.finished, target.abandoned) == (False, True)
+        raise
+    assert (target.finished, target.abandoned) == (True, False)
     held = OracleDisk(image.disk(disk).size_bytes)
     for number, data in target.written.items():
         assert len(data) == block_length(number, held.size_bytes)

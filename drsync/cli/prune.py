@@ -5,8 +5,8 @@ import click
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.prune.report import Pruned, VmPruned
+from drsync.pruning import Pruning
 from drsync.units import format_size
-from drsync.upkeep import Upkeep
 
 COLUMNS = ("VM", "stay", "dropped", "deleted", "wait", "copied", "will free", "costs", "saves a month", "until")
 DROPPED = ("VM", "point", "why it is dropped")
@@ -28,7 +28,7 @@ def command(ctx: click.Context, app: App, vm: str | None, *, dry_run: bool) -> N
     """
     session = app.session()
     with render.progresses(app.clock) as progress_of:
-        done = Upkeep(session).prune(vm, lambda _: progress_of(""), dry_run=dry_run)
+        done = Pruning(session).prune(vm, lambda _: progress_of(""), dry_run=dry_run)
     if app.as_json:
         render.document(views.pruned(done))
     else:

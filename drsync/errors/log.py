@@ -54,6 +54,15 @@ class Fenced(LogError):
     remedy_template = "drsync capture {vm} --take-over   (only if the other one shall stop)"
 
 
+class LogAdvanced(LogError):
+    """Prune went on with the log, so that nobody commits packs that it deletes; nothing was committed."""
+
+    code = 48
+    retryable = True
+    template = "prune went on with the log of VM {vm} while this was at work: segment {seq} is there already"
+    remedy_template = "drsync capture {vm}   (or what else was at work; it begins anew, and nothing is lost)"
+
+
 class PointUnwritable(LogError):
     """The point is beyond a limit of the repository's format; nothing was committed."""
 

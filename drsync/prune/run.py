@@ -39,7 +39,7 @@ from drsync.prune.inventory import Inventory, listed_packs, take_inventory
 from drsync.prune.liveness import Placed, lives_of
 from drsync.prune.planning import FREE, Prices, Run, plan_runs
 from drsync.prune.report import VmPruned
-from drsync.prune.sweeping import Swept, garbage_of, stale_maps, sweep
+from drsync.prune.sweeping import Swept, bar_late_writers, garbage_of, stale_maps, sweep
 from drsync.retention import Aged, Pin, Rules, Verdict, decide
 from drsync.store import ObjectInfo
 
@@ -199,6 +199,8 @@ class _Prune:
             return Swept(objects=len(garbage) + len(maps), size_bytes=sum(i.size_bytes for i in [*garbage, *maps]))
         if not garbage and not maps:
             return Swept()
+        if any(info.key.startswith(names.pack_prefix(self._log.vm)) for info in garbage):
+            bar_late_writers(self._log, found, horizon)
         again = self._inventory(horizon)
         if not again.segments.keys() >= found.segments.keys():
             raise PruneRefused(vm=self._log.vm, problem="the store lists fewer segments than a moment ago")

@@ -1,14 +1,16 @@
-"""Deletes what a horizon took out of use, a grace time after it."""
+"""Deletes what a horizon took out of use, a grace time after it, when nobody can commit it any more."""
 
 import logging
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
-from drsync.errors import IntegrityError, ObjectMissing, StoreDenied
+from drsync.errors import Fenced, IntegrityError, LogAdvanced, ObjectMissing, StoreDenied
 from drsync.format import names
 from drsync.horizon import Horizon
+from drsync.log import Log, LogWriter
 from drsync.mapped import read_map
 from drsync.prune.inventory import Inventory
 from drsync.repository import VmObjects
@@ -16,6 +18,8 @@ from drsync.store import ObjectInfo
 
 _LOGGER = logging.getLogger(__name__)
 _WORKERS: Final = 8
+_SKEW: Final = timedelta(minutes=15)
+"""What the times that a store gives to two objects may be apart from the order in which it took them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,29 @@ def garbage_of(found: Inventory, horizon: Horizon, listed: Collection[bytes]) ->
     packs = [info for object_id, info in found.packs.items() if object_id in gone]
     merged = [info for object_id, info in found.merged.items() if object_id in gone]
     return [*segments, *packs, *merged]
+
+
+def bar_late_writers(log: Log, found: Inventory, horizon: Horizon) -> None:
+    """See that the log went on after the horizon; if it did not, append a segment without a point to it.
+
+    A writer that has slept since before the horizon may still know packs as its own that this retires as orphans.
+    It would commit them in the segment behind the head that it knows: which is taken now. Whoever looks for the head
+    from now on sees the horizon, too (docs/decisions/0006-prune.md, "A writer that sleeps over its packs").
+
+    Raises:
+        StoreError: it could not be appended; nothing may be deleted.
+    """
+    newest, modified = found.newest, found.horizon_modified
+    if newest and modified is not None and found.segments[newest].modified >= modified + _SKEW:
+        return
+    head = log.read(newest) if newest else None
+    writer = LogWriter(log, head.meta.writer if head else "", head, horizon=horizon.number)
+    try:
+        barrier = writer.advance()
+    except (Fenced, LogAdvanced) as err:
+        _LOGGER.info("vm=%s went on by itself: %s", log.vm, err)
+    else:
+        _LOGGER.info("vm=%s has an empty segment %d, so that no older writer goes on", log.vm, barrier.seq)
 
 
 def stale_maps(objects: VmObjects, found: Inventory, horizon: Horizon) -> list[ObjectInfo]:

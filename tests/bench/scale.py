@@ -24,9 +24,9 @@ from drsync.cli import render, views
 from drsync.finding import Finding
 from drsync.model import NoProgress
 from drsync.overview import Overview
+from drsync.pruning import Pruning
 from drsync.store import Bytes, ObjectInfo, ObjectStore, Tail, Unfinished
 from drsync.store.retry import RetryingStore
-from drsync.upkeep import Upkeep
 
 MIB = 1024 * 1024
 
@@ -163,7 +163,7 @@ def main() -> None:
         measure("points VM", store, lambda: Overview(session).points(vm), found)
         measure("verify VM", store, lambda: Auditing(session).verify(vm, NoProgress()), found)
         measure(
-            "prune VM --dry-run", store, lambda: Upkeep(session).prune(vm, lambda _: NoProgress(), dry_run=True), found
+            "prune VM --dry-run", store, lambda: Pruning(session).prune(vm, lambda _: NoProgress(), dry_run=True), found
         )
         measure("restore VM, until the first block", store, lambda: Finding(session).find_point(vm), found)
         if options.every_point:

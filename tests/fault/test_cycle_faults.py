@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from drsync.errors import (
     DrsyncError,
     Fenced,
     LayerDamaged,
+    ObjectDamaged,
     PointLost,
     SourceLost,
     SpoolFull,
@@ -108,6 +110,18 @@ def test_a_store_that_fails_once_costs_no_point(lab: ProtectedVm, case: Case, bu
     assert len(lab.points()) == (3 if busy and case.captured else 2)
     assert {d.kind for p in lab.points()[1:] for d in p.disks} == {Kind.INCREMENTAL}
     assert state(lab).error == ""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_reply_that_was_changed_on_the_way_fences_nobody(lab: ProtectedVm, call: int) -> None:
+    """At any reading of the log: also when a resync's own segment is read back, just after it was committed."""
+    lab.vm.crash()
+    fault = Fault("get_tail", call=call, key=LOG, effect=Effect.CORRUPT, at=-2)
+    with FaultyStore(lab.store, fault) as faulty, suppress(ObjectDamaged, StoreUnavailable):
+        lab.cycle(store=faulty)
+    assert not state(lab).fenced_by
+    lab.cycle()
+    lab.check_settled()
 
 
 @pytest.mark.parametrize("effect", [Effect.REFUSED, Effect.REPLY_LOST])

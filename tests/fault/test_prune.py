@@ -1,5 +1,6 @@
 """Prune beside captures and restores, dying anywhere, with stores that lie and writers that come late."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from crashing import WHENS, Bomb, Crash, When
 from faulty import Effect, Fault, FaultyStore
 from protected_vm import ProtectedVm
-from pruned_vm import AT_ONCE, SOAK, DyingStore, InterruptedStore, PrunedVm, snapshot, twin
+from pruned_vm import AT_ONCE, SOAK, DyingStore, HidingStore, InterruptedStore, PrunedVm, SleepyStore, snapshot, twin
 from shipped_vm import NO_PROGRESS, ZEROED, DiskStep, Step, objects_of, reopened, restored, restored_disk
 
 from drsync import catalog
@@ -20,6 +21,7 @@ from drsync.capture import Result
 from drsync.errors import (
     ChainBroken,
     Fenced,
+    LogAdvanced,
     ObjectDamaged,
     ObjectMissing,
     PointPruned,
@@ -38,6 +40,7 @@ from drsync.model import BLOCK_SIZE, Kind
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.retention import Rules
 from drsync.seed import SeedOptions
+from drsync.ship import ShipLimits
 from drsync.store import ObjectStore
 from drsync.verify import verify
 
@@ -198,7 +201,7 @@ def test_a_prune_at_any_step_of_a_capture_costs_at_most_that_capture(vm: PrunedV
         captures, points = [*busy.captures], dict(busy.points)
         try:
             capture(busy, cast(ObjectStore, store))
-        except PrunedMeanwhile:
+        except (PrunedMeanwhile, LogAdvanced):
             busy.captures = captures
         assert store.calls >= at, "the prune never happened"
         busy.log = Log(busy.repository.vm(busy.vm))
@@ -245,7 +248,7 @@ def test_10_a_writer_that_slept_through_several_prunes_learns_it_too(vm: PrunedV
 
 def test_a_prune_while_a_writer_writes_does_not_stop_it(vm: PrunedVm) -> None:
     writer = open_writer(vm.log, vm.writer_id)
-    vm.prune(keep_of(vm))
+    vm.prune(keep_of(vm), options=WITH_GRACE)
     vm.capture(step({0: 500}), writer=writer)
     vm.capture(step({0: 502}), writer=writer)
     vm.check()
@@ -285,6 +288,19 @@ def test_9_a_log_that_is_never_listed_is_no_new_vm(vm: PrunedVm) -> None:
     cuts = [Fault("list", call=call, effect=Effect.CUT, key="vm/web/log/", at=0) for call in (1, 2)]
     with FaultyStore(vm.store, *cuts) as faulty, pytest.raises(PruneRefused, match="the store does not list it"):
         vm.prune(store=faulty)
+    assert objects_of(vm.store) == before
+
+
+@pytest.mark.parametrize("pruned_before", [False, True])
+def test_9_a_segment_that_is_left_out_of_a_listing_is_missed(vm: PrunedVm, *, pruned_before: bool) -> None:
+    if pruned_before:
+        vm.prune(keep_of(vm))
+    segments = [seq for seq, _ in vm.log.listed()]
+    before = objects_of(vm.store)
+    for seq in segments[:-1]:
+        store = cast(ObjectStore, HidingStore(vm.store, names.segment("web", seq)))
+        with pytest.raises(PruneRefused, match=f"segment {seq}, which must be there"):
+            vm.prune(store=store)
     assert objects_of(vm.store) == before
 
 
@@ -456,6 +472,65 @@ def test_a_vm_that_is_being_seeded_for_the_first_time_is_left_alone(tmp_path: Pa
     vm.check()
 
 
+@pytest.mark.parametrize("points", [0, 1, 3])
+def test_a_capture_that_sleeps_over_its_packs_at_any_step_commits_none_that_are_gone(
+    tmp_path: Path, points: int
+) -> None:
+    """Prune takes its packs for orphans, rightly: so it must not be let commit them when it wakes up."""
+    vm = PrunedVm(tmp_path)
+    for change in history()[:points]:
+        vm.capture(change)
+    before = snapshot(vm.store)
+    change = step({n: 400 + 2 * n for n in range(12)}, whole=True)
+    ends = Counter[str]()
+
+    def sleep(busy: PrunedVm) -> None:
+        busy.clock.advance(20 * 86400)
+        busy.prune(vm.points)
+
+    def capture(busy: PrunedVm, store: ObjectStore) -> None:
+        busy.log = reopened(busy, store)
+        busy.capture(change)
+
+    trial = twin(vm, before)
+    calls = steps_of(lambda store: capture(trial, store), trial.store)
+    for at in range(1, calls + 1):
+        busy = twin(vm, before)
+        captures = [*busy.captures]
+        store = InterruptedStore(busy.store, at, partial(sleep, busy))
+        try:
+            capture(busy, cast(ObjectStore, store))
+            ends["committed"] += 1
+        except LogAdvanced:
+            busy.captures = captures
+            busy.disks = {name: disk.copy() for name, disk in vm.disks.items()}
+            ends["refused"] += 1
+        busy.log = Log(busy.repository.vm(busy.vm))
+        busy.check()
+        assert not verify(busy.log, committed_seq=0, read_data=True, progress=NO_PROGRESS).problems
+        busy.capture(step({2: 900}, whole=True))
+        busy.check()
+    assert min(ends["committed"], ends["refused"]) > 0, ends
+
+
+def test_prune_appends_nothing_to_a_log_that_went_on_by_itself(vm: PrunedVm) -> None:
+    orphan(vm)
+    vm.disks = {name: disk.copy() for name, disk in vm.points[max(vm.points)].items()}
+    vm.clock.advance(15 * 86400)
+    assert vm.prune(vm.points, options=WITH_GRACE).orphans
+    vm.clock.advance(3600)
+    newest = vm.capture(step({0: 800})).seq
+    vm.clock.advance(86400)
+    assert vm.prune(vm.points, options=WITH_GRACE).deleted_objects
+    assert vm.log.newest() == newest
+    orphan(vm)
+    vm.clock.advance(15 * 86400)
+    assert vm.prune(vm.points, options=WITH_GRACE).orphans
+    vm.clock.advance(86400)
+    assert vm.prune(vm.points, options=WITH_GRACE).deleted_objects
+    assert vm.log.newest() == newest + 1
+
+
 def test_a_point_that_was_dropped_says_so(vm: PrunedVm) -> None:
     vm.prune(keep_of(vm))
     gone = next(hole for hole in vm.log.horizon().merged())
@@ -542,6 +617,34 @@ def test_hosts_capture_on_as_if_nothing_was_pruned(tmp_path: Path) -> None:
     assert not verify(lab.log(), committed_seq=0, read_data=True, progress=NO_PROGRESS).problems
     kinds = {disk.kind for point in lab.points() for disk in point.disks}
     assert kinds == {Kind.INCREMENTAL}
+
+
+SMALL: Final = ShipLimits(object_blocks=3)
+
+
+@pytest.mark.parametrize(
+    "seed", [SeedOptions(limits=SMALL), SeedOptions(limits=SMALL, stream_above_bytes=0)], ids=["spool", "seed"]
+)
+def test_a_cycle_that_finds_the_log_gone_on_sends_what_it_has_anew(tmp_path: Path, seed: SeedOptions) -> None:
+    lab = ProtectedVm(tmp_path)
+    lab.cycle()
+    for disk in lab.vm.disks.values():
+        disk.write(0, bytes(range(1, 9)) * (len(disk.content) // 8))  # so that there is more than the segment takes
+    lab.vm.crash()  # so that the seed reads everything
+    deleted: list[int] = []
+
+    def sleep() -> None:
+        lab.clock.wall += timedelta(days=20)
+        done = prune_vm(lab.log(), Rules(last=9), [], committed=0, now=lab.clock.now(), options=AT_ONCE)
+        deleted.append(done.deleted_objects)
+
+    store = cast(ObjectStore, SleepyStore(lab.store, "vm/web/log/", sleep))
+    outcome = lab.cycle(seed=seed, store=store)
+    assert deleted[0] > 0
+    assert outcome.segment is not None
+    assert outcome.segment.seq == 3, "2 is prune's"
+    lab.check_settled()
+    assert not verify(lab.log(), committed_seq=0, read_data=True, progress=NO_PROGRESS).problems
 
 
 def test_a_host_that_was_fenced_learns_it_from_a_log_whose_segments_it_knew_are_gone(tmp_path: Path) -> None:

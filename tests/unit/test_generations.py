@@ -300,7 +300,7 @@ def test_prune_with_newer_keys_than_the_host_leaves_all_that_stays_to_the_host(
 
 
 def prune_with(vm: PrunedVm, generations: int, keep: set[int]) -> None:
-    """Prune as a maintenance role that has keys up to this generation does (Upkeep.prune)."""
+    """Prune as a maintenance role that has keys up to this generation does (Pruning.prune)."""
     host = vm.log
     vm.log = beside(log_with(vm, generations))
     vm.prune(keep)

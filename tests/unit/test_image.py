@@ -233,3 +233,11 @@ def test_a_missing_pack_is_named(vm: ShippedVm) -> None:
     reseal(vm.log, 1, lambda meta: meta, [missing])
     with pytest.raises(ObjectMissing, match=f"vm/web/pack/{'0' * 32}"):
         load_image(vm.log, 1).window("root", 0)
+
+
+def test_a_restore_that_fails_gives_its_target_up(vm: ShippedVm) -> None:
+    vm.capture(step(20 * BLOCK_SIZE, {n: 2 * n + 2 for n in range(20)}))
+    key = next(info.key for info in vm.store.list("vm/web/pack/"))
+    vm.store.delete(key)
+    with pytest.raises(ObjectMissing, match=key):
+        restored(vm.log, 1)  # which sees that the target was abandoned, and not finished

@@ -191,3 +191,12 @@ def test_the_progress_of_a_shipment_is_the_bytes_that_its_layers_hold(vm: Shippe
     progress = CountingProgress()
     vm.capture(one(12, dict.fromkeys(range(9), 2)), progress=progress)
     assert progress.done_bytes == 9 * BLOCK_SIZE
+
+
+def test_a_pack_of_zero_runs_alone_is_listed(vm: ShippedVm) -> None:
+    whole = {n: 2 * n + 2 for n in range(12)}
+    vm.capture(Step(disks={"data": disk(12, whole), "root": disk(12, whole)}))
+    zeros = dict.fromkeys(range(0, 12, 2), ZEROED)  # so many runs that the object takes no more
+    segment = vm.capture(Step(disks={"data": disk(12, zeros), "root": disk(12, {3: 100})}))
+    assert len(segment.packs) == 1
+    assert restored(vm.log, segment.seq) == vm.points[segment.seq]

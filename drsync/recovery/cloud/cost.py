@@ -50,17 +50,10 @@ class Cost:
 
 def cost_of(*, put_blocks: int, block_bytes: int, volume_gib: int) -> Cost:
     """The cost of that many blocks that are written, and of the volumes. Not in it: the instance itself, traffic."""
-    stored_gib = put_blocks * block_bytes / 1024**3
     return Cost(
         items=(
             CostItem(what="PutSnapshotBlock", amount=put_blocks, unit="requests", usd=put_blocks * PUT_BLOCK_USD),
-            CostItem(
-                what="snapshots",
-                amount=round(stored_gib, 3),
-                unit="GiB",
-                usd=stored_gib * SNAPSHOT_GIB_MONTH_USD,
-                monthly=True,
-            ),
+            _snapshots(put_blocks * block_bytes),
             CostItem(
                 what="gp3 volumes", amount=volume_gib, unit="GiB", usd=volume_gib * VOLUME_GIB_MONTH_USD, monthly=True
             ),
@@ -70,19 +63,23 @@ def cost_of(*, put_blocks: int, block_bytes: int, volume_gib: int) -> Cost:
 
 def failback_cost(*, get_blocks: int, list_requests: int, changed_bytes: int) -> Cost:
     """The cost of bringing so many blocks home. Not in it: traffic out of AWS, which is most of it if that is left."""
-    stored_gib = changed_bytes / 1024**3
     return Cost(
         items=(
             CostItem(what="GetSnapshotBlock", amount=get_blocks, unit="requests", usd=get_blocks * GET_BLOCK_USD),
             CostItem(
                 what="lists of blocks", amount=list_requests, unit="requests", usd=list_requests * LIST_REQUEST_USD
             ),
-            CostItem(
-                what="snapshots",
-                amount=round(stored_gib, 3),
-                unit="GiB",
-                usd=stored_gib * SNAPSHOT_GIB_MONTH_USD,
-                monthly=True,
-            ),
+            _snapshots(changed_bytes),
         )
+    )
+
+
+def _snapshots(stored_bytes: int) -> CostItem:
+    stored_gib = stored_bytes / 1024**3
+    return CostItem(
+        what="snapshots",
+        amount=round(stored_gib, 3),
+        unit="GiB",
+        usd=stored_gib * SNAPSHOT_GIB_MONTH_USD,
+        monthly=True,
     )
