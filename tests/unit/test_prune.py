@@ -62,7 +62,7 @@ def test_more_points_than_one_run_drops_go_in_the_next_ones_the_oldest_first(vm:
 
 @pytest.mark.parametrize("change", ["full", "size"])
 def test_a_merged_segment_goes_across_no_full_and_no_other_size(vm: PrunedVm, change: str) -> None:
-    """F34: what is laid where several segments were has one size of each disk, and a full of it at most at its start."""
+    """F34: what is laid where several segments were has one size of each disk, and a full at most at its start."""
     vm.run(step({0: 2 * n + 2, 1: 2 * n + 40, 2 + n: 2 * n + 60}) for n in range(4))
     larger = SIZE if change == "full" else SIZE + BLOCK_SIZE
     edge = vm.capture(step({n: 2 * n + 100 for n in range(10)}, larger, whole=True, compare=change == "size")).seq
