@@ -80,17 +80,17 @@ def standing_of(log: Log) -> Standing:
     segments: list[Segment] = []
     holes: dict[int, Failure] = {}
     previous: str | None = ""
-    for link in horizon.links(FIRST_SEQ, max([*listed, horizon.through], default=0)):
+    for link, found in log.tried(horizon.links(FIRST_SEQ, max([*listed, horizon.through], default=0)), horizon):
         seq = link.last if isinstance(link, Merged) else link
-        try:
-            segment = log.read_merged(link) if isinstance(link, Merged) else log.under(horizon, log.read(link))
-        except FAILURES as err:
-            holes[seq], previous = err, None
+        if isinstance(found, FAILURES):
+            holes[seq], previous = found, None
             continue
-        if previous is not None and segment.meta.previous != previous:
+        if isinstance(found, Exception):
+            raise found
+        if previous is not None and found.meta.previous != previous:
             holes[seq] = ChainBroken(vm=log.vm, seq=seq, problem="it does not follow the segment before it")
-        segments.append(segment)
-        previous = segment.index_sha256.hex()
+        segments.append(found)
+        previous = found.index_sha256.hex()
     return Standing(log=log, horizon=horizon, segments=segments, holes=holes)
 
 

@@ -12,7 +12,7 @@ no holes, just segments that say what several said.
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +23,8 @@ import numpy as np
 from drsync.errors import (
     ChainBroken,
     Fenced,
+    IntegrityError,
+    KeyMissing,
     LogAdvanced,
     ObjectDamaged,
     ObjectExists,
@@ -250,6 +252,28 @@ class Log:
             check_in_force(self.objects, horizon.number, err)
             raise
         return self.under(horizon, segment)
+
+    def tried(
+        self, links: Iterable[int | Merged], horizon: Horizon
+    ) -> Iterator[tuple[int | Merged, Segment | ObjectMissing | IntegrityError | KeyMissing]]:
+        """Links in order, each with its segment, or why that can't be had; several are read at once.
+
+        Whether one follows the other is not checked: this is for who looks at damage.
+
+        Raises:
+            StoreError: it could not be found out.
+        """
+
+        def read(link: int | Merged) -> Segment | ObjectMissing | IntegrityError | KeyMissing:
+            try:
+                return self.read_merged(link) if isinstance(link, Merged) else self.under(horizon, self.read(link))
+            except (ObjectMissing, IntegrityError, KeyMissing) as err:
+                return err
+
+        rest = iter(links)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
+            while some := list(islice(rest, _READERS * 4)):
+                yield from zip(some, readers.map(read, some), strict=True)
 
     def survivor(self, horizon: Horizon, seq: int) -> Segment:
         """The segment of a point that survived a horizon.

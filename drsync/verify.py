@@ -88,6 +88,8 @@ class _Audit:
         self._problems: list[Problem] = []
         self._damaged: list[Damaged] = []
         self._newest = 0
+        self._behind_gaps: set[int] = set()
+        """Segments before which others are missing."""
         self._links: dict[int, Merged] = {}
         """The merged segments, by the last segment that they stand for."""
 
@@ -138,27 +140,30 @@ class _Audit:
     def _segments(self, committed_seq: int, horizon: Horizon) -> list[Segment]:
         """The links of the log as far as they can be read: its segments, and what stands in the holes."""
         segments: list[Segment] = []
-        expected = 1
         previous: str | None = ""  # None: unknown, the segment before could not be read
+        for link, found in self._log.tried(self._links_listed(horizon), horizon):
+            first = link if isinstance(link, int) else link.first
+            if first in self._behind_gaps:
+                previous = None
+            previous = self._link(link, found, previous, segments)
+        known = max(committed_seq, horizon.through)
+        if self._newest < known:
+            self._found(PointLost(vm=self._log.vm, found=self._newest, expected=known), self._newest + 1)
+        return segments
+
+    def _links_listed(self, horizon: Horizon) -> Iterator[int | Merged]:
+        """The links that there are by the listing, in order; gaps are noted."""
         for seq in self._listed():
             if seq <= horizon.through and horizon.merged_at(seq) is not None:
                 continue  # not deleted yet
-            for link in horizon.links(expected, seq):
+            for link in horizon.links(self._newest + 1, seq):
                 if isinstance(link, int) and link < seq:
                     self._missing(link, seq - 1)
-                    previous = None
+                    self._behind_gaps.add(seq)
+                    yield seq
                     break
-                previous = self._link(link, horizon, previous, segments)
-            else:
-                expected = seq + 1
-                continue
-            previous = self._link(seq, horizon, previous, segments)
-            expected = seq + 1
-        self._newest = expected - 1
-        if expected - 1 < max(committed_seq, horizon.through):
-            known = max(committed_seq, horizon.through)
-            self._found(PointLost(vm=self._log.vm, found=expected - 1, expected=known), expected)
-        return segments
+                yield link
+            self._newest = seq
 
     def _horizon(self, *, read_data: bool) -> Horizon:
         """The horizon in force; with `read_data`, all its bytes are looked at."""
@@ -173,17 +178,19 @@ class _Audit:
             return NONE
         return horizon
 
-    def _link(self, link: int | Merged, horizon: Horizon, previous: str | None, segments: list[Segment]) -> str | None:
-        """Read a link behind one whose hash is `previous`, and note it; its own hash, None if it can't be read."""
+    def _link(
+        self,
+        link: int | Merged,
+        segment: Segment | ObjectMissing | IntegrityError | KeyMissing,
+        previous: str | None,
+        segments: list[Segment],
+    ) -> str | None:
+        """Note a link behind one whose hash is `previous`; its own hash, None if it could not be read."""
         point = link if isinstance(link, int) else link.last
-        try:
-            segment = (
-                self._log.under(horizon, self._log.read(link)) if isinstance(link, int) else self._log.read_merged(link)
-            )
-        except (ObjectMissing, IntegrityError, KeyMissing) as err:
-            self._found(err, point)
-            if not isinstance(err, KeyMissing):  # not damage: others can read it
-                self._damaged.append(lost_segment(self._log.vm, point, err))
+        if isinstance(segment, Exception):
+            self._found(segment, point)
+            if not isinstance(segment, KeyMissing):  # not damage: others can read it
+                self._damaged.append(lost_segment(self._log.vm, point, segment))
             return None
         if segments and segment.generation < segments[-1].generation:
             self._found(ChainBroken(vm=self._log.vm, seq=segment.first, problem=UNDER_AN_OLDER_KEY), point)
