@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--region", help="The region; else AWS_REGION or the profile's.")
 @click.option("--account", help="With --print: 12 digits, which narrow the policies to this account.")
 @click.option("--kms-key", default="", help="ARN of the key that snapshots are encrypted with.")
+@click.option("--slot-key", default="", help="With --print: ARN of the KMS key of a key slot (drsync key add kms).")
 @click.option("--host", default="*", help="With --print: the host's name in the repository, for its own policy.")
 @click.option(
     "--vm", "vms", multiple=True, help="With --print: a VM of that host, which may touch no others; repeat it."
@@ -51,6 +52,7 @@ def setup(
     region: str | None,
     account: str | None,
     kms_key: str,
+    slot_key: str,
     host: str,
     vms: tuple[str, ...],
     lock_days: int,
@@ -65,7 +67,7 @@ def setup(
     where = repository or app.config().repository.url
     names: dict[str, Any] = {"import_bucket": bucket, "import_prefix": prefix, "import_role": role_name}
     if mode == "print":
-        names |= {"host": host, "vms": vms or ("*",), "lock_days": lock_days}
+        names |= {"host": host, "vms": vms or ("*",), "lock_days": lock_days, "slot_key_arn": slot_key}
         _print(app, _scope(where, account=account or "*", region=region or "*", kms_key_arn=kms_key, **names), output)
         return
     from drsync.target.ec2.aws import Aws, CloudOptions  # noqa: PLC0415  boto3 takes a third of a second

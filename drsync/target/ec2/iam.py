@@ -22,6 +22,9 @@ class Scope:
     region: str = "*"
     partition: str = "aws"
     kms_key_arn: str = ""
+    """What snapshots are encrypted with."""
+    slot_key_arn: str = ""
+    """The KMS key of a slot of the repository's key ring."""
     host: str = "*"
     """The host's name in the repository."""
     vms: Sequence[str] = ("*",)

@@ -48,6 +48,7 @@ def owner(scope: Scope) -> list[Document]:
     return [
         *read_repository(scope),
         allow("Begin", ["s3:PutObject"], scope.objects(*own)) | _IF_CREATED,
+        *_slot(scope, "kms:Encrypt", "kms:Decrypt"),
         *_locks(scope, scope.objects(*own)),
         *_never(scope),
     ]
@@ -75,8 +76,8 @@ def host(scope: Scope) -> list[Document]:
 
 
 def restore(scope: Scope) -> list[Document]:
-    """Who restores reads everything, and writes nothing."""
-    return [*read_repository(scope), *_looking(scope), deny_repository_writes(scope)]
+    """Who restores reads everything, and writes nothing; `drsync key recover` may ask KMS for the keys."""
+    return [*read_repository(scope), *_slot(scope, "kms:Decrypt"), *_looking(scope), deny_repository_writes(scope)]
 
 
 def verify(scope: Scope) -> list[Document]:
@@ -115,6 +116,11 @@ def bucket(scope: Scope) -> Document:
     if scope.lock_days:
         statements.append(_too_long(scope))
     return {"Version": "2012-10-17", "Statement": [{"Principal": "*"} | one for one in statements]}
+
+
+def _slot(scope: Scope, *operations: str) -> list[Document]:
+    """Use the KMS key of the key ring's slot, and no other one."""
+    return [allow("KeySlot", operations, [scope.slot_key_arn])] if scope.slot_key_arn else []
 
 
 def _locks(scope: Scope, resources: Sequence[str]) -> list[Document]:

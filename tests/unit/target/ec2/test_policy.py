@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,21 @@ def test_with_a_key_it_encrypts_with_that_one() -> None:
     ):
         assert is_allowed(document, Asked(action=f"kms:{action}", resource=key))
         assert not is_allowed(document, Asked(action=f"kms:{action}", resource=f"{key}2"))
+
+
+def test_the_key_of_a_slot_is_for_who_opens_the_ring() -> None:
+    slot = "arn:aws:kms:eu-central-1:111122223333:key/slot"
+    scope = replace(SCOPE, slot_key_arn=slot)
+
+    def able(action: str, key: str) -> set[Role]:
+        return {role for role in Role if is_allowed(policy(role, scope), Asked(action=action, resource=key))}
+
+    assert able("kms:Encrypt", slot) == {Role.OWNER}
+    assert Role.OWNER in able("kms:Decrypt", slot)
+    assert Role.RESTORE in able("kms:Decrypt", slot)
+    assert not able("kms:Decrypt", slot) & {Role.HOST, Role.VERIFY, Role.PRUNE}
+    assert not able("kms:Decrypt", slot.replace("slot", "other"))
+    assert not any("kms:" in str(policy(role, SCOPE)) for role in (Role.OWNER, Role.RESTORE))
 
 
 def test_the_trust_is_for_this_account_and_no_confused_deputy() -> None:
