@@ -20,7 +20,7 @@ import numpy as np
 from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing, PrunedMeanwhile
 from drsync.format import Malformed, names, seal
 from drsync.format.horizon import HorizonIndex, HorizonMeta, MergedTable, PointTable, decode_horizon
-from drsync.format.keys import OBJECT_ID_BYTES
+from drsync.format.keys import FIRST_GENERATION, OBJECT_ID_BYTES
 from drsync.repository import VmObjects
 
 _NO_ROWS: Final = np.zeros((0, 32), np.uint8)
@@ -50,6 +50,8 @@ class Horizon:
     survivors: frozenset[int] = field(repr=False)
     retired_ids: frozenset[bytes] = field(repr=False)
     """The ids of packs and merged segments that are to be deleted, or are already."""
+    generation: int = FIRST_GENERATION
+    """Of the root key that it is under."""
 
     @property
     def number(self) -> int:
@@ -191,7 +193,13 @@ def read_horizon(objects: VmObjects, number: int) -> Horizon:
         raise ObjectDamaged(key=name, problem=err) from err
     survivors = frozenset(int(n) for n in index.points.numbers)
     retired = frozenset(row.tobytes() for row in index.retired)
-    return Horizon(index=index, index_sha256=opened.index_sha256, survivors=survivors, retired_ids=retired)
+    return Horizon(
+        index=index,
+        index_sha256=opened.index_sha256,
+        survivors=survivors,
+        retired_ids=retired,
+        generation=opened.header.generation,
+    )
 
 
 def check_in_force(objects: VmObjects, number: int, cause: ObjectMissing) -> None:

@@ -288,11 +288,14 @@ class Log:
         """A segment of the log as a horizon knows it.
 
         Raises:
-            ChainBroken: it is another one than that.
+            ChainBroken: it is another one than that, or the horizon is under an older key than its newest point.
         """
         known = horizon.hash_of_point(segment.seq) if segment.seq in horizon.survivors else segment.index_sha256
         if segment.index_sha256 != known:
             problem = "it is another segment than the horizon knows"
+            raise ChainBroken(vm=self.vm, seq=segment.seq, problem=problem)
+        if segment.seq == horizon.through and horizon.generation < segment.generation:
+            problem = f"horizon {horizon.number} is under an older key than it: who made that had no right to (F48)"
             raise ChainBroken(vm=self.vm, seq=segment.seq, problem=problem)
         return replace(segment, dropped=True) if horizon.is_dropped(segment.seq) else segment
 

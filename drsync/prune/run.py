@@ -152,6 +152,7 @@ class _Prune:
 
     def run(self, horizon: Horizon) -> VmPruned:
         found = self._inventory(horizon)
+        self._check_horizon(horizon)
         new = self._behind(horizon, found)
         garbage = garbage_of(found, horizon, {pack for segment in new for pack in segment.packs})
         if garbage and not self._is_due(found):
@@ -168,6 +169,11 @@ class _Prune:
         """Whether the horizon in force is so old that nobody reads any more what it took out of use."""
         modified, grace = found.horizon_modified, self._options.grace
         return modified is not None and (grace <= timedelta(0) or self._now - modified >= grace)
+
+    def _check_horizon(self, horizon: Horizon) -> None:
+        """See that it is one of this log: what it took out of use is about to be deleted (F32, F48)."""
+        if horizon.through:
+            self._log.survivor(horizon, horizon.through)
 
     def _inventory(self, horizon: Horizon) -> Inventory:
         return take_inventory(self._objects, horizon, committed=self._committed)

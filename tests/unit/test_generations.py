@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,7 @@ from pruned_vm import PrunedVm
 from shipped_vm import DiskStep, ShippedVm, Step, objects_of, restored, restored_disk, store_of
 from strategies import histories
 
+from drsync import catalog
 from drsync.errors import ChainBroken, KeyMissing, ObjectDamaged
 from drsync.format import names, seal
 from drsync.format.keys import Keys, RootKey, RootKeys
@@ -23,9 +24,11 @@ from drsync.log import Log, beside, open_writer
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE, NoProgress
+from drsync.prune.run import PruneOptions
 from drsync.repository import Repository, open_repository
 from drsync.verify import verify
 
+WITH_GRACE = PruneOptions(grace=timedelta(days=1))
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE
 
 
@@ -321,3 +324,30 @@ def test_what_prune_writes_is_under_keys_that_the_host_and_the_order_of_the_log_
         "horizon": 2,
     }
     vm.check(log=log_with(vm, 2))
+
+
+def test_f48_a_horizon_under_an_older_key_than_its_newest_point_is_refused(tmp_path: Path) -> None:
+    """Who stole the old keys, and may write, could drop points by it, and have prune delete what it likes."""
+    vm = PrunedVm(tmp_path)
+    vm.capture(step({0: 1, 1: 3}))
+    rotate(vm, 2)
+    for content in (7, 9):
+        vm.capture(step({0: content}))
+    vm.prune(options=WITH_GRACE)
+    name = names.horizon("web", 1)
+    index = vm.log.objects.read_index(name, "horizon", seq=1).index
+    thief = vm.log.objects.under(1)
+    buffer, sealed = thief.seal_alone(thief.new_header("horizon", 1), index)
+    vm.store.delete(name)
+    vm.store.create(name, buffer[: sealed.length], sha256=sealed.sha256)
+    before = objects_of(vm.store)
+    for does in (catalog.points, lambda log: load_image(log, 3)):
+        with pytest.raises(ChainBroken, match="horizon 1 is under an older key"):
+            does(log_with(vm, 2))
+    vm.log = log_with(vm, 2)
+    vm.clock.advance(30 * 86400)
+    with pytest.raises(ChainBroken, match="horizon 1 is under an older key"):
+        vm.prune()
+    assert objects_of(vm.store) == before
+    report = verify(vm.log, committed_seq=0, read_data=False, progress=NoProgress())
+    assert any("under an older key" in str(problem.error) for problem in report.problems)
