@@ -12,11 +12,11 @@ no holes, just segments that say what several said.
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -56,6 +56,10 @@ FRESH_S: Final = 600.0
 _READERS: Final = 16
 """Segments that are read at once: a request takes tens of milliseconds."""
 _LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Unreadable = ObjectMissing | IntegrityError | KeyMissing
+"""Why a segment can't be had: it is gone, it is not as it was written, or it is under a key that is not here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,18 +227,13 @@ class Log:
         """
         horizon = horizon or self.horizon()
         self._check_ends(first, last, horizon)
-        links = horizon.links(first, last)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
-            while some := list(islice(links, _READERS * 4)):
-                for segment in readers.map(lambda link: self._read_link(link, horizon), some):
-                    if segment.meta.previous != previous:
-                        raise ChainBroken(
-                            vm=self.vm, seq=segment.first, problem="it does not follow the segment before it"
-                        )
-                    if segment.generation < generation:
-                        raise ChainBroken(vm=self.vm, seq=segment.seq, problem=UNDER_AN_OLDER_KEY)
-                    previous, generation = segment.index_sha256.hex(), segment.generation
-                    yield segment
+        for _, segment in _read_ahead(horizon.links(first, last), lambda link: self._read_link(link, horizon)):
+            if segment.meta.previous != previous:
+                raise ChainBroken(vm=self.vm, seq=segment.first, problem="it does not follow the segment before it")
+            if segment.generation < generation:
+                raise ChainBroken(vm=self.vm, seq=segment.seq, problem=UNDER_AN_OLDER_KEY)
+            previous, generation = segment.index_sha256.hex(), segment.generation
+            yield segment
 
     def _check_ends(self, first: int, last: int, horizon: Horizon) -> None:
         begins, ends = horizon.merged_at(first), horizon.merged_at(last)
@@ -245,17 +244,17 @@ class Log:
 
     def _read_link(self, link: int | Merged, horizon: Horizon) -> Segment:
         try:
-            if isinstance(link, Merged):
-                return self.read_merged(link)
-            segment = self.read(link)
+            return self._linked(link, horizon)
         except ObjectMissing as err:
             check_in_force(self.objects, horizon.number, err)
             raise
-        return self.under(horizon, segment)
+
+    def _linked(self, link: int | Merged, horizon: Horizon) -> Segment:
+        return self.read_merged(link) if isinstance(link, Merged) else self.under(horizon, self.read(link))
 
     def tried(
         self, links: Iterable[int | Merged], horizon: Horizon
-    ) -> Iterator[tuple[int | Merged, Segment | ObjectMissing | IntegrityError | KeyMissing]]:
+    ) -> Iterator[tuple[int | Merged, Segment | Unreadable]]:
         """Links in order, each with its segment, or why that can't be had; several are read at once.
 
         Whether one follows the other is not checked: this is for who looks at damage.
@@ -264,16 +263,13 @@ class Log:
             StoreError: it could not be found out.
         """
 
-        def read(link: int | Merged) -> Segment | ObjectMissing | IntegrityError | KeyMissing:
+        def read(link: int | Merged) -> Segment | Unreadable:
             try:
-                return self.read_merged(link) if isinstance(link, Merged) else self.under(horizon, self.read(link))
+                return self._linked(link, horizon)
             except (ObjectMissing, IntegrityError, KeyMissing) as err:
                 return err
 
-        rest = iter(links)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
-            while some := list(islice(rest, _READERS * 4)):
-                yield from zip(some, readers.map(read, some), strict=True)
+        return _read_ahead(links, read)
 
     def survivor(self, horizon: Horizon, seq: int) -> Segment:
         """The segment of a point that survived a horizon.
@@ -313,6 +309,14 @@ class Log:
         if any(len(rows.blocks) for rows in segment.rows):
             raise ObjectDamaged(key=name, problem="it has frames of its own")
         return replace(segment, index_sha256=link.segment_sha256, dropped=True, stands_from=link.first)
+
+
+def _read_ahead(links: Iterable[int | Merged], read: Callable[[int | Merged], T]) -> Iterator[tuple[int | Merged, T]]:
+    """Each link with what was read of it, in order; several are read at once, and few are held."""
+    rest = iter(links)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="log") as readers:
+        while some := list(islice(rest, _READERS * 4)):
+            yield from zip(some, readers.map(read, some), strict=True)
 
 
 def beside(log: Log) -> Log:

@@ -45,10 +45,11 @@ class Pruning:
 
     def _prune(self, vm: str, seen: Seen | None, now: datetime, options: PruneOptions, progress: Progress) -> VmPruned:
         try:
+            log = self._session.log(vm)
             return prune_vm(
-                beside(self._session.log(vm)),
+                beside(log),
                 self._session.config.retention.of(vm),
-                read_pins(self._session.log(vm).objects).for_rules(),
+                read_pins(log.objects).for_rules(),
                 committed=seen.seq if seen else 0,
                 now=now,
                 options=options,

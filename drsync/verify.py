@@ -14,7 +14,7 @@ from drsync.format import Malformed, names, seal
 from drsync.horizon import NONE, Horizon, Merged
 from drsync.hurt import HurtPoint, find_hurt, standing_of
 from drsync.image import PointImage
-from drsync.log import UNDER_AN_OLDER_KEY, Log, Segment
+from drsync.log import UNDER_AN_OLDER_KEY, Log, Segment, Unreadable
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.model import Progress
 from drsync.pins import read_pins
@@ -88,8 +88,6 @@ class _Audit:
         self._problems: list[Problem] = []
         self._damaged: list[Damaged] = []
         self._newest = 0
-        self._behind_gaps: set[int] = set()
-        """Segments before which others are missing."""
         self._links: dict[int, Merged] = {}
         """The merged segments, by the last segment that they stand for."""
 
@@ -134,17 +132,19 @@ class _Audit:
         except (PinsBroken, ObjectDamaged, ObjectMissing, KeyMissing) as err:
             self._found(err, 0)
 
-    def _found(self, error: IntegrityError | ObjectMissing | KeyMissing | PinsBroken, point: int) -> None:
+    def _found(self, error: Unreadable | PinsBroken, point: int) -> None:
         self._problems.append(Problem(error=error, point=point))
 
     def _segments(self, committed_seq: int, horizon: Horizon) -> list[Segment]:
         """The links of the log as far as they can be read: its segments, and what stands in the holes."""
         segments: list[Segment] = []
         previous: str | None = ""  # None: unknown, the segment before could not be read
+        behind = 0
         for link, found in self._log.tried(self._links_listed(horizon), horizon):
-            first = link if isinstance(link, int) else link.first
-            if first in self._behind_gaps:
+            first, last = (link, link) if isinstance(link, int) else (link.first, link.last)
+            if first != behind + 1:
                 previous = None
+            behind = last
             previous = self._link(link, found, previous, segments)
         known = max(committed_seq, horizon.through)
         if self._newest < known:
@@ -159,7 +159,6 @@ class _Audit:
             for link in horizon.links(self._newest + 1, seq):
                 if isinstance(link, int) and link < seq:
                     self._missing(link, seq - 1)
-                    self._behind_gaps.add(seq)
                     yield seq
                     break
                 yield link
@@ -181,7 +180,7 @@ class _Audit:
     def _link(
         self,
         link: int | Merged,
-        segment: Segment | ObjectMissing | IntegrityError | KeyMissing,
+        segment: Segment | Unreadable,
         previous: str | None,
         segments: list[Segment],
     ) -> str | None:

@@ -99,12 +99,13 @@ class DyingStore:
 
 
 class InterruptedStore:
-    """A store before whose `at`-th call something else happens, once."""
+    """A store before whose `at`-th call something else happens, once; `only` calls that begin so are counted."""
 
-    def __init__(self, inner: ObjectStore, at: int, action: Callable[[], object]) -> None:
+    def __init__(self, inner: ObjectStore, at: int, action: Callable[[], object], *, only: str = "") -> None:
         self._inner = inner
         self._at = at
         self._action = action
+        self._only = only
         self._lock = threading.Lock()
         self.calls = 0
 
@@ -115,31 +116,14 @@ class InterruptedStore:
 
         def call(*args: object, **options: object) -> object:
             with self._lock:
-                self.calls += 1
-                due = self.calls == self._at
+                counts = " ".join([name, *map(str, args[:1])]).startswith(self._only)
+                self.calls += counts
+                due = counts and self.calls == self._at
             if due:
                 self._action()
             return found(*args, **options)
 
         return call
-
-
-class SleepyStore:
-    """A store whose user sleeps before the first create under a prefix, while something else happens."""
-
-    def __init__(self, inner: ObjectStore, prefix: str, action: Callable[[], object]) -> None:
-        self._inner = inner
-        self._prefix = prefix
-        self._action: Callable[[], object] | None = action
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def create(self, key: str, data: memoryview, **options: Any) -> None:
-        if key.startswith(self._prefix) and self._action is not None:
-            action, self._action = self._action, None
-            action()
-        self._inner.create(key, data, **options)
 
 
 class HidingStore:

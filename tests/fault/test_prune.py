@@ -13,7 +13,7 @@ import pytest
 from crashing import WHENS, Bomb, Crash, When
 from faulty import Effect, Fault, FaultyStore
 from protected_vm import ProtectedVm
-from pruned_vm import AT_ONCE, SOAK, DyingStore, HidingStore, InterruptedStore, PrunedVm, SleepyStore, snapshot, twin
+from pruned_vm import AT_ONCE, SOAK, DyingStore, HidingStore, InterruptedStore, PrunedVm, snapshot, twin
 from shipped_vm import NO_PROGRESS, ZEROED, DiskStep, Step, objects_of, reopened, restored, restored_disk
 
 from drsync import catalog
@@ -638,7 +638,7 @@ def test_a_cycle_that_finds_the_log_gone_on_sends_what_it_has_anew(tmp_path: Pat
         done = prune_vm(lab.log(), Rules(last=9), [], committed=0, now=lab.clock.now(), options=AT_ONCE)
         deleted.append(done.deleted_objects)
 
-    store = cast(ObjectStore, SleepyStore(lab.store, "vm/web/log/", sleep))
+    store = cast(ObjectStore, InterruptedStore(lab.store, 1, sleep, only="create vm/web/log/"))
     outcome = lab.cycle(seed=seed, store=store)
     assert deleted[0] > 0
     assert outcome.segment is not None

@@ -1,13 +1,11 @@
 """Object Lock by the command line: a repository in a bucket that has it, and in one that has not."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from re import DOTALL, search
 
 import pytest
 from command_line import Cli
-from s3_lab import ROOT, Bucket
+from s3_lab import Bucket
 
 from drsync.errors import LocksLapsing, LocksMissing
 
@@ -60,12 +58,3 @@ def test_locks_from_init_to_the_alarm(bucket: Bucket, tmp_path: Path) -> None:
     configure(cli, bucket, name, "")
     assert "`lock` is not set: nothing is locked" in cli.ok("config", "check").stdout
     assert cli.ok("lock", "status", "--json").json["state"] == "off"
-
-
-def test_the_rule_of_the_page_is_one_that_s3_takes(bucket: Bucket) -> None:
-    found = search(r"```json\n(.*?)```", (ROOT / "docs/security.md").read_text(), DOTALL)
-    assert found is not None
-    rule = json.loads(found[1])
-    bucket.client.put_bucket_lifecycle_configuration(Bucket=bucket.name, LifecycleConfiguration=rule)
-    (kept,) = bucket.client.get_bucket_lifecycle_configuration(Bucket=bucket.name)["Rules"]
-    assert kept["NoncurrentVersionExpiration"] == {"NoncurrentDays": 14}

@@ -1,5 +1,6 @@
 """The commands of docs/security.md, as written, by the AWS command line that comes with LocalStack."""
 
+import json
 import os
 import re
 import subprocess
@@ -50,11 +51,22 @@ def keys_of(site: Bucket) -> set[str]:
     return {entry["Key"] for entry in site.client.list_objects_v2(Bucket=site.name).get("Contents", ())}
 
 
+def rule_of_the_page() -> str:
+    found = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_rule_of_the_page_is_one_that_s3_takes(bucket: Bucket) -> None:
+    rule = json.loads(rule_of_the_page())
+    bucket.client.put_bucket_lifecycle_configuration(Bucket=bucket.name, LifecycleConfiguration=rule)
+    (kept,) = bucket.client.get_bucket_lifecycle_configuration(Bucket=bucket.name)["Rules"]
+    assert kept["NoncurrentVersionExpiration"] == {"NoncurrentDays": 14}
+
+
 def test_a_bucket_is_made_as_the_page_says_and_what_was_deleted_comes_back(site: Bucket, tmp_path: Path) -> None:
     run(commands("aws s3api create-bucket"), site, tmp_path)
-    rule = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)
-    assert rule is not None
-    (tmp_path / "rule.json").write_text(rule[1])
+    (tmp_path / "rule.json").write_text(rule_of_the_page())
     run(commands("aws s3api put-bucket-lifecycle-configuration"), site, tmp_path)
     run(commands("drsync cloud setup --print"), site, tmp_path)
     assert site.client.get_bucket_versioning(Bucket=site.name)["Status"] == "Enabled"

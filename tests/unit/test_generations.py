@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,11 +24,10 @@ from drsync.log import Log, beside, open_writer
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE, NoProgress
-from drsync.prune.run import PruneOptions
+from drsync.prune.run import USUAL
 from drsync.repository import Repository, open_repository
 from drsync.verify import verify
 
-WITH_GRACE = PruneOptions(grace=timedelta(days=1))
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE
 
 
@@ -333,7 +332,7 @@ def test_f48_a_horizon_under_an_older_key_than_its_newest_point_is_refused(tmp_p
     rotate(vm, 2)
     for content in (7, 9):
         vm.capture(step({0: content}))
-    vm.prune(options=WITH_GRACE)
+    vm.prune(options=USUAL)
     name = names.horizon("web", 1)
     index = vm.log.objects.read_index(name, "horizon", seq=1).index
     thief = vm.log.objects.under(1)

@@ -133,7 +133,7 @@ def _pruned_vm(one: "VmPruned") -> Document:
         "denied_objects": one.denied_objects,
         "waiting_objects": one.waiting_objects,
         "waiting_bytes": one.waiting_bytes,
-        "waiting_until": instant(one.waiting_until) if one.waiting_until is not None else None,
+        "waiting_until": instant(one.waiting_until),
         "orphans": one.orphans,
         "copied_bytes": one.copied_bytes,
         "new_objects": one.new_objects,
