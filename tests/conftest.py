@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import figures
+import lanes
 import mutants
 import pytest
 import rules
@@ -42,13 +43,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of these tests."""
     group = parser.getgroup("drsync")
     group.addoption("--seed", type=int, help="what random histories begin with: the same one plays the same again")
+    group.addoption(
+        "--lanes", choices=("together", "alone"), default="", help="only what may run beside others, or not"
+    )
     group.addoption("--rule", type=int, action="append", help="only the tests of this rule (docs/reliability.md)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for the whole run, given or drawn."""
     given = config.getoption("--seed")
-    config.stash[_SEED] = int(SEED or secrets.randbelow(2**31)) if given is None else given
+    drawn = getattr(config, "workerinput", {}).get("seed")
+    config.stash[_SEED] = int(drawn or SEED or secrets.randbelow(2**31)) if given is None else given
+    config.pluginmanager.register(lanes.Lanes({"seed": config.stash[_SEED]}))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -57,18 +63,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests are marked with the rules that they prove; `--rule N` keeps those of one of these."""
+    """Tests are marked with the rules that they prove; `--rule N` and `--lanes` keep some of them."""
     wanted = set(config.getoption("--rule") or [])
     kept: list[pytest.Item] = []
-    for item in items:
+    for item in lanes.of_lanes(items, config.getoption("--lanes")):
         proved = rules.rules_of(item.nodeid)
         for number in proved:
             item.add_marker(pytest.mark.rule(number))
-        if wanted & set(proved):
+        if not wanted or wanted & set(proved):
             kept.append(item)
-    if wanted:
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = lanes.in_order(kept)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -34,8 +34,16 @@ mount --bind "$0/lib" /var/lib/libvirt
 mount --bind "$0/log" /var/log/libvirt
 mount --bind "$0/cache" /var/cache/libvirt
 mount --bind "$0/run" /run
+if [ -e /dev/kvm ]; then
+    : > "$0/no-kvm"
+    mount --bind "$0/no-kvm" /dev/kvm
+    mount -o remount,bind,ro /dev/kvm
+fi
 exec libvirtd --pid-file "$0/run/libvirtd.pid"
 """
+"""Directories of its own, and no KVM: a machine may have a /dev/kvm that can't be used, and libvirtd would then find
+what it knows of QEMU out of date at every call and ask it again for seconds. The file in its place can't be written to,
+which is what both look at."""
 _QEMU_CONF: Final = {
     "user": '"root"',
     "group": '"root"',

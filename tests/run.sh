@@ -4,7 +4,8 @@
 #   bash tests/run.sh                          all
 #   bash tests/run.sh tests/unit -k segment    pytest with these arguments, after the same set-up and checks
 #   bash tests/run.sh --soak 60                all, ten times as much of what is random, and an hour of stress
-#   COVERAGE=1 bash tests/run.sh               all, and which lines of drsync they ran
+#   COVERAGE=1 bash tests/run.sh               all in one process, and which lines of drsync they ran
+#   DRSYNC_LANES=0 bash tests/run.sh           all in one process; else there are two for each processor
 #
 # Can be run any number of times; the set-up is done once. Ends with the time that each stage took.
 set -euo pipefail
@@ -40,13 +41,28 @@ lint_shell() {
     find examples localstack tests .ci \( -name '*.sh' -o -path .ci/run \) -print0 | xargs -0 shellcheck --external-sources
 }
 
+# run_tests ARGUMENT...: pytest, and which lines it ran if that is wanted. An end in which it found nothing to run (5, of
+# one of the two stages) is counted; it's an error only if neither has found anything.
 run_tests() {
+    local rc=0
     if [ -n "${COVERAGE:-}" ]; then
-        $bin/coverage run --branch --source drsync -m pytest "$@" && $bin/coverage report --skip-covered
+        $bin/coverage run --append --branch --source drsync -m pytest "$@" || rc=$?
     else
-        $bin/python -m pytest "$@"
+        $bin/python -m pytest "$@" || rc=$?
     fi
+    [ "$rc" -eq 5 ] || return "$rc"
+    empty=$((empty + 1))
+    [ "$empty" -lt 2 ]
 }
+
+# What waits and what works run side by side, a file's tests in one lane (tests/lanes.py); what runs is measured line by
+# line only in a process of its own.
+empty=0
+lanes=(-n "${DRSYNC_LANES:-$(($(nproc) * 2))}" --dist loadfile --no-loadscope-reorder)
+if [ -n "${COVERAGE:-}" ]; then
+    lanes=()
+    rm -f .coverage
+fi
 
 stage "set-up" bash examples/setup.sh --dev
 stage "guest" bash examples/guest/build.sh
@@ -56,7 +72,9 @@ stage "lint" $bin/ruff check .
 stage "shell lint" lint_shell
 stage "types" $bin/mypy
 stage "layers" $bin/lint-imports
-stage "tests" run_tests "$@"
+stage "tests" run_tests "${lanes[@]}" --lanes together "$@"
+stage "tests of time" run_tests --lanes alone "$@"
+[ -z "${COVERAGE:-}" ] || $bin/coverage report --skip-covered
 
 echo "── all passed"
 printf '%s\n' "${timings[@]}"

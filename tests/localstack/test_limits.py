@@ -17,7 +17,7 @@ from drsync.pace import Rate, TokenBucket
 from drsync.store.s3 import S3Options, S3Store
 from drsync.units import KiB, MiB
 
-pytestmark = pytest.mark.localstack
+pytestmark = [pytest.mark.localstack, pytest.mark.alone]
 
 LOGGER = logging.getLogger(__name__)
 RATE: float = 4 * MiB

@@ -63,6 +63,7 @@ def test_a_rate_that_never_comes_to_an_end_is_refused() -> None:
         Rate(bytes_per_s=1023)
 
 
+@pytest.mark.alone
 def test_several_threads_share_the_rate_by_the_real_clock() -> None:
     """20 MiB/s of real time, by four threads with objects of 1 MiB: within 5 %."""
     bucket = TokenBucket(Rate(bytes_per_s=20 * MIB), SystemClock())

@@ -64,6 +64,7 @@ def test_s3_counts_what_goes_out_on_the_line_once() -> None:
     assert [request.body for request in stub.requests] == [BODY, b"beat"]
 
 
+@pytest.mark.alone
 def test_an_upload_to_s3_holds_its_rate_within_5_percent() -> None:
     pace = TokenBucket(Rate(bytes_per_s=2 * MIB), SystemClock())
     with StubS3(*[STORED] * 2) as stub:
