@@ -4,7 +4,8 @@
     python3 recover.py REPOSITORY VM DISK OUTPUT --key FILE [--point N]
 
 REPOSITORY is the directory of a file:// repository, or a copy of a bucket (aws s3 sync s3://BUCKET/PREFIX DIRECTORY).
-FILE is a key file, or holds the recovery key or a passphrase; "-" is stdin. OUTPUT becomes a sparse raw image.
+FILE is a key file, or holds the recovery key, a passphrase, or what KMS decrypts (--key kms says how to get that);
+"-" is stdin. OUTPUT becomes a sparse raw image.
 Needs: python3 -m pip install cryptography zstandard. Memory: 16 MiB for each TiB of the disk, and an index.
 What is missing, changed or cannot be told for sure is refused (exit status 1), and no OUTPUT is left.
 """
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import struct
 import sys
 import unicodedata
@@ -123,6 +125,9 @@ def open_ring(path: Path, identifier: bytes, text: str, recovery: bytes | None) 
     ring = json.loads(clear)
     said = (ring["format"], ring["repository"], f"{ring['number']:016x}")
     need(said == (1, identifier.hex(), path.stem[-16:]), "it is not what its name says")
+    if re.fullmatch("[A-Za-z0-9+/]{43}=", text.strip()):
+        with contextlib.suppress(InvalidTag):  # it's a passphrase that looks like one
+            return unseal(base64.b64decode(text), identifier, clear, sealed)[1]
     for slot in ring["slots"]:
         secret = slot_secret(slot, text, recovery)
         if secret is None:
@@ -133,12 +138,31 @@ def open_ring(path: Path, identifier: bytes, text: str, recovery: bytes | None) 
         info = b"drsync slot\0" + identifier + struct.pack("<Q", ring["number"]) + slot["name"].encode()
         suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
         ring_key = suite.decrypt(base64.b64decode(slot["wrapped"]), private, info=info)
-        cipher = AESGCM(derive(ring_key, identifier, b"drsync key ring"))
-        kept = json.loads(cipher.decrypt(bytes(12), base64.b64decode(sealed), clear))
-        proof = derive(secret, identifier, b"drsync slot proof" + bytes.fromhex(kept["authority"]))
+        authority, roots = unseal(ring_key, identifier, clear, sealed)
+        proof = derive(secret, identifier, b"drsync slot proof" + authority)
         need(proof.hex() == slot["proof"], "it was made by somebody who had none of its slots")
-        return [bytes.fromhex(root) for root in kept["roots"]]
-    raise Refused("none of its slots takes this key or passphrase")
+        return roots
+    commands = [f"\n{kms_command(slot, identifier)}" for slot in ring["slots"] if slot["kind"] == "kms"]
+    by_kms = f"; KMS gives FILE, as long as it is there:{''.join(commands)}" if commands else ""
+    raise Refused(f"none of its slots takes this key or passphrase{by_kms}")
+
+
+def unseal(ring_key: bytes, identifier: bytes, clear: bytes, sealed: bytes) -> tuple[bytes, list[bytes]]:
+    """The authority and the root keys."""
+    cipher = AESGCM(derive(ring_key, identifier, b"drsync key ring"))
+    kept = json.loads(cipher.decrypt(bytes(12), base64.b64decode(sealed), clear))
+    return bytes.fromhex(kept["authority"]), [bytes.fromhex(root) for root in kept["roots"]]
+
+
+def kms_command(slot: dict[str, Any], identifier: bytes) -> str:
+    """The AWS CLI's command that has a slot's KMS key decrypt the ring key."""
+    told = [slot["key"], slot["wrapped"], slot.get("region", "")]
+    need(all(re.fullmatch("[A-Za-z0-9:/+=._-]*", word) for word in told), "a KMS slot of it names no key")
+    context = json.dumps({"drsync:repository": identifier.hex()})
+    words = ["aws", "kms", "decrypt", "--key-id", slot["key"], "--encryption-context", context]
+    words += ["--ciphertext-blob", slot["wrapped"], "--query", "Plaintext", "--output", "text"]
+    words += ["--region", slot["region"]] if slot.get("region") else []
+    return shlex.join(words) + " > FILE"
 
 
 def slot_secret(slot: dict[str, Any], text: str, recovery: bytes | None) -> bytes | None:
@@ -399,11 +423,16 @@ def check_follows(after: Point, before: Point) -> None:
             need(same, f"disk {disk['name']} is no increment of the point before")
 
 
+def key_text(source: str) -> str:
+    if source == "kms":
+        return ""  # opens no slot, so that all that KMS could open are told
+    return sys.stdin.read(4 * MIB) if source == "-" else Path(source).read_text()
+
+
 def recover(options: argparse.Namespace) -> int:
     """Restore what the options say; the number of the point."""
     need(not os.path.lexists(options.output), f"{options.output} exists already")
-    key_text = sys.stdin.read(4 * MIB) if options.key == "-" else Path(options.key).read_text()
-    repository = Repository(options.repository, options.vm, key_text)
+    repository = Repository(options.repository, options.vm, key_text(options.key))
     last: int = repository.newest() if options.point is None else options.point
     need(last >= options.begin > 0, "points are numbered from 1")
     partial = options.output.with_name(options.output.name + ".partial")
@@ -427,7 +456,11 @@ def main() -> None:
     parser.add_argument("vm")
     parser.add_argument("disk")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--key", required=True, help="file with keys, recovery key or passphrase; - for stdin")
+    parser.add_argument(
+        "--key",
+        required=True,
+        help="file with keys, recovery key, passphrase or what KMS gave; - for stdin; kms: how KMS is asked",
+    )
     parser.add_argument("--point", type=int, help="number of the point; the newest if left out")
     begin = "number of a point with all disks in full: what lies before it is not looked at, since it is damaged (F54)"
     parser.add_argument("--from", type=int, default=1, dest="begin", help=begin)

@@ -1,6 +1,11 @@
 """A key in KMS as a slot, with the real commands: it opens, and when it doesn't, the recovery key does."""
 
+import base64
+import json
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
 
 pytestmark = pytest.mark.localstack
+
+RECOVER = Path(__file__).parents[2] / "examples" / "recover.py"
 
 
 @pytest.fixture
@@ -98,3 +105,37 @@ def test_two_that_change_the_keys_in_a_bucket_at_once(cli: Cli) -> None:
     document = cli.ok("key", "list", "--json").json
     assert sorted(slot["name"] for slot in document["slots"]) == ["recovery", "s0", "s1", "s2", "s3"]
     assert document["ring"] == 4
+
+
+def test_what_kms_decrypts_opens_a_copy_of_the_bucket_without_drsync(
+    cli: Cli, bucket: Bucket, client: "KMSClient", tmp_path: Path
+) -> None:
+    """By the command that recover.py prints, whose call is made here as the AWS CLI makes it."""
+    recovery = str(cli.ok("init", "--json").json["recovery_key"])
+    cli.ok("key", "add", "kms", "--kms-key", client.create_key()["KeyMetadata"]["Arn"], stdin=recovery)
+    copy = tmp_path / "copy"
+    for found in bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="dr/")["Contents"]:
+        path = copy / found["Key"].removeprefix("dr/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bucket.client.get_object(Bucket=bucket.name, Key=found["Key"])["Body"].read())
+
+    def told(key: str) -> str:
+        """It opens the key ring, or not, before it looks for the VM, of which there is no point."""
+        command = [sys.executable, str(RECOVER), str(copy), "web", "root", str(tmp_path / "disk"), "--key", key]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    refused, command = told("kms").splitlines()
+    assert refused.endswith("none of its slots takes this key or passphrase; KMS gives FILE, as long as it is there:")
+    words = shlex.split(command.removesuffix(" > FILE"))
+    assert words[:3] == ["aws", "kms", "decrypt"]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    reply = client.decrypt(
+        KeyId=given["--key-id"],
+        EncryptionContext=json.loads(given["--encryption-context"]),
+        CiphertextBlob=base64.b64decode(given["--ciphertext-blob"]),
+    )
+    plain = reply[given["--query"]]  # type: ignore[literal-required]  # a JMESPath of one word
+    (tmp_path / "key-text").write_text(base64.b64encode(plain).decode() + "\n")
+    assert told(str(tmp_path / "key-text")) == "recover: refused: VM web has no point\n"
+    (tmp_path / "key-text").write_text(base64.b64encode(bytes(32)).decode())
+    assert told(str(tmp_path / "key-text")).startswith(refused)
