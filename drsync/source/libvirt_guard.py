@@ -6,6 +6,7 @@
 
 While replies of QEMU's are on their way to a client that takes them no more, QEMU can't end the
 job, and the guest waits: so a drsync that hangs with such ones is killed. It loses nothing by that.
+One that has let go of the guard has left QEMU before: it lives on, however long the job takes to end.
 
 QEMU goes on with such a job for ever, whoever began it. If its scratch space were
 full, the guest's writes would fail: a drsync that was killed must not bring that about.
@@ -13,6 +14,7 @@ full, the guest's writes would fail: a drsync that was killed must not bring tha
 
 import logging
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -125,7 +127,7 @@ def main(arguments: list[str]) -> None:
     if not cause:
         return
     log.warning("vm=%s ends its backup in pull mode: %s", vm, cause)
-    killing = threading.Timer(_HANG_S, _kill, [int(drsync)])
+    killing = threading.Timer(_HANG_S, _kill, [int(drsync), sys.stdin.fileno()])
     killing.daemon = True
     killing.start()
     try:
@@ -134,9 +136,10 @@ def main(arguments: list[str]) -> None:
         killing.cancel()
 
 
-def _kill(drsync: int) -> None:
-    """End a drsync that is in the way, unless it has ended by itself."""
-    if os.getppid() == drsync:
+def _kill(drsync: int, fd: int) -> None:
+    """End a drsync that is in the way, unless it has ended by itself, or holds the other end of `fd` no more."""
+    let_go, _, _ = select.select([fd], [], [], 0)
+    if not let_go and os.getppid() == drsync:
         log.warning("drsync (process %d) hangs, and QEMU with it: it is killed", drsync)
         os.kill(drsync, signal.SIGKILL)
 

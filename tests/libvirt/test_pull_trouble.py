@@ -343,6 +343,33 @@ def test_a_drsync_that_hangs_does_not_let_scratch_space_run_full(
     assert domain.state == "running"
 
 
+LETS_GO = """
+import sys, time
+from pathlib import Path
+from drsync.source.libvirt_guard import Guard
+
+guard = Guard("web", "qemu:///system?socket=/nowhere", "6a0f3b1e-9b9f-4d0b-8a44-0f5b6f3a2c11", Path(sys.argv[1]), 0)
+guard.close()
+time.sleep(3)
+print("lives")
+"""
+
+
+def test_a_drsync_that_has_let_go_is_not_killed_while_libvirtd_is_away(tmp_path: Path) -> None:
+    """Its capture has failed, as libvirtd is away; it holds nothing up, and has other VMs to protect."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-c", LETS_GO, str(scratch)]
+    began_s = time.monotonic()
+    with (tmp_path / "said").open("w+") as said:  # not a pipe, which the guard would keep open
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=said, text=True, check=False)
+        scratch.rmdir()  # the guard has nothing to do any more, and leaves
+        said.seek(0)
+        assert "does not end yet" in said.read()
+    assert (done.returncode, done.stdout) == (0, "lives\n")
+    assert time.monotonic() - began_s > 7, "the guard has tried for longer than a job that nobody holds up takes to end"
+
+
 def guards_of(pid: int) -> list[int]:
     command = ["pgrep", "--parent", str(pid), "--full", "libvirt_guard"]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
