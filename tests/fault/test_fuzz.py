@@ -33,18 +33,21 @@ from shipped_vm import DiskStep, OracleDisk, ShippedVm, Step, objects_of, restor
 from soak import FUZZ_S
 
 from drsync.catalog import points
-from drsync.errors import DrsyncError
+from drsync.damage import lost_pack, write_record
+from drsync.errors import DrsyncError, ObjectMissing
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import open_page, page_binding
 from drsync.format.keys import FIRST_GENERATION, ObjectKeys, RecoveryKey
 from drsync.format.ring import ScryptCost
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
+from drsync.hurt import assess, standing_of
 from drsync.keyring import Keyring
 from drsync.log import Log
 from drsync.mapped import load_mapped_image
 from drsync.mapping import MapPolicy, keep_mapped
 from drsync.model import BLOCK_SIZE, NoProgress, is_name
 from drsync.pins import pin_point, read_pins
+from drsync.repair import repair
 from drsync.repository import open_repository, read_record
 from drsync.store import ObjectStore
 from drsync.target.image import ImageDisk, ImageFormat
@@ -53,6 +56,7 @@ from drsync.verify import verify
 Objects = dict[str, bytes]
 ROUNDS: Final = 100
 LEAST_ROUNDS: Final = 25
+NOW: Final = datetime(2026, 1, 2, tzinfo=UTC)
 PHRASE: Final = "six words that nobody can guess"
 USUAL_S: Final = 12.0
 """No round is begun later than this, beyond the least; 100 rounds take 10 s on two processors that nobody else uses."""
@@ -80,7 +84,7 @@ NASTY: Final = (
 @pytest.fixture(scope="module")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> ShippedVm:
     """A VM with all kinds of objects: segments, packs of several rounds, maps that lean on maps, a fence, horizons,
-    merged segments, a pin, a heartbeat, a slot.
+    merged segments, a pin, a damage record, a heartbeat, a slot.
     """
     made = PrunedVm(tmp_path_factory.mktemp("fuzzed"))
     for number in range(7):
@@ -96,9 +100,12 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> ShippedVm:
     recovery = made.recovery
     ring_of(made.store).add_passphrase(lambda: ring_of(made.store).open_with_recovery(recovery), "paper", PHRASE)
     pin_point(made.log.objects, max(made.points), until=None, note="kept", now=made.clock.now())
+    segment = next(s for s in standing_of(made.log).segments if len(s.packs))
+    lost = lost_pack(made.vm, segment, 0, ObjectMissing(key="a pack", url="memory:"))
+    write_record(made.log.objects, lost, made.clock.now())
     prefixes = {name.rpartition("/")[0] for name in objects_of(made.store)}
-    assert {f"vm/web/{part}" for part in ("log", "pack", "map", "merged", "horizon", "pin")} < prefixes
-    seen = Seen(seq=made.log.newest(), checked_at=datetime(2026, 1, 2, tzinfo=UTC))
+    assert {f"vm/web/{part}" for part in ("log", "pack", "map", "merged", "horizon", "pin", "damage")} < prefixes
+    seen = Seen(seq=made.log.newest(), checked_at=NOW)
     write_heartbeat(made.repository, "alpha", {made.vm: seen})
     return made
 
@@ -157,6 +164,8 @@ def look_at_everything(vm: ShippedVm, store: ObjectStore) -> Iterator[tuple[str,
     yield "names", lambda: all(is_name(name) for name in repository.vm_names())
     yield "verify", lambda: bool(verify(log, committed_seq=0, read_data=True, progress=NoProgress()))
     yield "pins", lambda: {pin.point for pin in read_pins(log.objects).for_rules()} <= {max(vm.points)}
+    yield "damage", lambda: set(assess(log, NOW).hurt) <= {*range(1, vm.log.newest() + 1)}
+    yield "repair", lambda: repair(log, NOW, dry_run=True).points <= vm.log.newest()
     yield "points", lambda: all(p.number in vm.points for p in points(log))
     for number in (min(vm.points), max(vm.points)):
         yield f"point {number}", lambda number=number: restored(log, number) == vm.points[number]  # type: ignore[misc]
