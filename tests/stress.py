@@ -36,6 +36,7 @@ from drsync.mapping import MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.quiesce import NoQuiesce
+from drsync.repair import repair
 from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.retention import Aged, Rules, decide
@@ -75,6 +76,7 @@ _WEIGHTS: Final = {
     "map_is_spoiled": 3,
     "restored_by_a_map": 8,
     "verified": 2,
+    "repaired": 3,
     "pruned": 6,
     "stalled_writer": 2,
 }
@@ -367,6 +369,24 @@ class World:
         wrong = [p for p in report.problems if not _is_of_a_map(p.error)]
         assert not wrong, wrong
         return f"{report.points} points, {report.frames} frames"
+
+    def _repaired(self) -> str:
+        """Maps are made anew, in any weather and while it may die: nothing that was right becomes wrong by it."""
+        around = self._dice.choice([None, Bomb(self._dice.randint(1, 30), self._dice.choice(WHENS))])
+        weather = Weather(fails=self._dice.choice([0, 0, 0.1]), lies=self._dice.choice([0, 0, 0.02]))
+        mined = Mined(self.store, cast(Bomb, around or Interruption(0, lambda: None)))
+        log = Log(self._repository(self._retrying(cast(ObjectStore, mined))).vm(VM))
+        with self._weather(weather):
+            try:
+                report = repair(log, self.time.now(), dry_run=self._dice.random() < 0.2, policy=MAPS)
+            except Crash:
+                return "crash"
+            except DrsyncError as err:
+                assert weather != CALM, f"{err!r}"
+                return type(err).__name__
+        assert weather.lies or not report.hurt, f"nothing is lost, but {report.hurt}"
+        self.done["repaired maps"] += sum(made.name is not None for made in report.repairs)
+        return f"{report.maps} maps, {len(report.repairs)} anew"
 
     # Cycles
 

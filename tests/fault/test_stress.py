@@ -80,6 +80,7 @@ def test_after_anything_that_can_happen_every_point_is_what_the_disks_held(seed:
     assert set(Trouble) == set(troubles), "a fault never happened"
     assert set(done) >= OUTCOMES, "a way to end never happened"
     assert set(done) >= set(World.happenings()), "something never happened"
+    assert done["repaired maps"] > 0, "nothing was ever repaired"
 
 
 def test_the_same_seed_does_the_same_bit_for_bit(seed: int, place: Path) -> None:
