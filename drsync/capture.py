@@ -36,7 +36,8 @@ from drsync.format.segment import PointMeta
 from drsync.heal import Healed, Healer, HealPlan, read_again
 from drsync.image import FAILURES, PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Heads, KnownHead, Log, LogWriter, Segment, open_writer
+from drsync.log import Heads, KnownHead, Log, LogWriter, Segment
+from drsync.lost_head import note_of, open_writer_of
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
@@ -161,6 +162,8 @@ class _Cycle:
         self._writer_id = writer_id
         self._healer = Healer(log, spool)
         self._full = options.full
+        self._head_is_lost = False
+        """The newest segment is damaged: nothing is known of the point before, and everything is sent."""
 
     def run(self) -> Outcome:
         self._quiesce.recover()
@@ -183,20 +186,15 @@ class _Cycle:
         known = self._known_head(state)
         if known is not None:
             return LogWriter(self._log, self._writer_id, known.head, horizon=known.horizon)
-        wrote_before = bool(state.wrote_seq) and not self._options.take_over
+        take_over = self._options.take_over
         try:
-            writer = open_writer(
-                self._log,
-                self._writer_id,
-                known_seq=state.wrote_seq,
-                wrote_before=wrote_before,
-                known_horizon=state.horizon,
-            )
+            writer, self._head_is_lost = open_writer_of(self._log, self._writer_id, state, take_over=take_over)
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
-        if writer.head is not None:
-            self.remember(wrote_seq=writer.head.seq, horizon=writer.horizon, fenced_by="")
+        if writer.head is not None and not self._head_is_lost:
+            note = note_of(writer.head)
+            self.remember(wrote_seq=note.seq, head=note, horizon=writer.horizon, fenced_by="")
             self._note_head(writer)
         return writer
 
@@ -224,6 +222,9 @@ class _Cycle:
         """Ship the capture that an earlier cycle left complete, unless it is committed already."""
         waiting = self._spool.waiting()
         if waiting is None:
+            return None
+        if self._head_is_lost:  # it is that, or an increment over it
+            self._spool.remove(waiting.capture)
             return None
         head = newest_point(self._log, writer.head)
         base = head.meta.point.capture if head and head.meta.point else None
@@ -261,7 +262,7 @@ class _Cycle:
         )
 
     def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
-        head = newest_point(self._log, writer.head)
+        head = newest_point(self._log, writer.head) if not self._head_is_lost else None
         base = base_of(head)
         over = base.capture if base is not None else None
         unchanged = Outcome(
@@ -272,6 +273,8 @@ class _Cycle:
             checked_at=self._clock.now(),  # before the survey: what is written during it may not be in it
         )
         plan = self._healer.plan(head.seq, self._clock.now()) if head is not None else None
+        if self._head_is_lost:
+            plan = HealPlan(blocks={}, broken=True, records=())
         self._full = self._options.full or (plan is not None and plan.broken)
         journal = open_journal(self._spool, over, send_all=self._full)
         if journal is None:
@@ -460,7 +463,7 @@ class _Cycle:
             except LayerDamaged:
                 self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
                 raise
-        self.remember(wrote_seq=segment.seq)
+        self.remember(wrote_seq=segment.seq, head=note_of(segment))
         self._note_head(writer)
         self._spool.remove(spooled.capture)
         self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
@@ -485,8 +488,10 @@ class _Cycle:
             return ship(spooled, layers, writer, None, self._progress, limits, seeded=seeded)
 
     def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
+        if self._head_is_lost or spooled.send_all or not any(d.full for d in spooled.disks):
+            return None
         head = newest_point(self._log, writer.head)
-        if head is None or spooled.send_all or not any(d.full for d in spooled.disks):
+        if head is None:
             return None
         try:
             return load_image(self._log, head.seq)

@@ -10,9 +10,9 @@ from drsync.beating import warn_if_rotated
 from drsync.capture import newest_point
 from drsync.catalog import LogSummary, Point, PreflightTold, VmStatus
 from drsync.config import VmSettings
-from drsync.errors import IntegrityError, KeyMissing, ObjectMissing, SourceError
+from drsync.errors import IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing, SourceError
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats
-from drsync.hurt import TOLD_NAME, DamageTold
+from drsync.hurt import TOLD_NAME, DamageTold, standing_of
 from drsync.journal import Journal, seed_progress
 from drsync.log import Segment
 from drsync.preflight.findings import Verdict
@@ -32,8 +32,20 @@ class Overview:
         self._session = session
 
     def points(self, vm: str) -> list[Point]:
-        """All points of a VM, in order."""
+        """All points of a VM, in order.
+
+        Raises:
+            ChainBroken, ObjectDamaged, ObjectMissing: the log is not whole; `readable_points` lists what there is.
+        """
         return catalog.points(self._session.log(vm))
+
+    def readable_points(self, vm: str) -> list[Point]:
+        """The points of a damaged log whose segments can be read. Whether they restore, `verify` tells.
+
+        Raises:
+            StoreError: the log could not be read, which says nothing of what it is like.
+        """
+        return catalog.points_of(standing_of(self._session.log(vm)).segments)
 
     def summaries(self) -> list[LogSummary]:
         """The log of each VM at a glance."""
@@ -105,7 +117,7 @@ class Overview:
         log = self._session.log(vm)
         try:
             before = newest_point(log, log.read(segment.seq - 1)) if segment.seq > 1 else None
-        except ObjectMissing:  # pruned in this very moment
+        except (ObjectMissing, ObjectDamaged):  # pruned in this very moment; or lost, and this one needs nothing of it
             before = None
         return catalog.point_of(segment, before.seq if before else None)
 

@@ -98,11 +98,21 @@ class SpooledCapture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The round of a seed that this capture closes: its layers hold what changed since that round began."""
 
 
+class HeadNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What the next segment needs of the one that was written last, should that be damaged by then."""
+
+    seq: int
+    epoch: int
+    index_sha256: str
+
+
 class VmState(msgspec.Struct, frozen=True, kw_only=True):
     """state.json: what this host remembers of a VM. Losing it costs a listing, never data."""
 
     wrote_seq: int = 0
     """The newest segment that this spool wrote; 0 = it never wrote this VM."""
+    head: HeadNote | None = None
+    """That segment, if this spool has seen it since it remembers this."""
     horizon: int = 0
     """The number of the newest horizon that this spool knows of; 0 = none."""
     fenced_by: str = ""

@@ -1,5 +1,6 @@
 """`drsync points`: what can be restored."""
 
+import logging
 from collections.abc import Sequence
 
 import click
@@ -7,12 +8,15 @@ import click
 from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.errors import DrsyncError
+from drsync.image import FAILURES
 from drsync.overview import Overview
 from drsync.pins import PinRecord
 from drsync.session import Session
 from drsync.units import format_size
 from drsync.upkeep import Upkeep
 
+_LOGGER = logging.getLogger(__name__)
 SUMMARY_COLUMNS = ("VM", "segments", "oldest", "from", "newest", "of", "kind", "consistency")
 COLUMNS = ("VM", "point", "time", "kind", "consistency", "group", "changed", "stored", "parent", "pinned", "reason")
 GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
@@ -23,10 +27,12 @@ GROUP_COLUMNS = ("group", "time", "skew", "points", "fit together")
 @click.option("--group", metavar="GROUP", help="List the instants of this consistency group, with each member's point.")
 @json_option
 @pass_app
-def command(app: App, vm: str | None, group: str | None) -> None:
+@click.pass_context
+def command(ctx: click.Context, app: App, vm: str | None, group: str | None) -> None:
     """List the points of a VM, or of all VMs at a glance.
 
     Without a VM: the oldest and the newest point of each; with --json every point of every VM.
+    Of a damaged log those are listed that can be read, and the exit code says so.
     """
     if vm is not None and group is not None:
         raise click.UsageError("VM and --group both choose the points: give one of them")
@@ -35,18 +41,29 @@ def command(app: App, vm: str | None, group: str | None) -> None:
         _list_group(app, session, group)
         return
     names = session.known_vms(vm)
-    if app.as_json:
-        render.documents(views.point(point, pin) for name in names for point, pin in _pinned(session, name))
-    elif len(names) == 1:
-        _list(_pinned(session, names[0]))
-    else:
+    if not app.as_json and len(names) != 1:
         _list_all(session)
+        return
+    damage: list[DrsyncError] = []
+    if app.as_json:
+        render.documents(views.point(point, pin) for name in names for point, pin in _pinned(session, name, damage))
+    else:
+        _list(_pinned(session, names[0], damage))
+    if damage and not app.as_json:
+        raise damage[0]
+    ctx.exit(damage[0].code if damage else 0)
 
 
-def _pinned(session: Session, vm: str) -> list[tuple[Point, PinRecord | None]]:
-    """The points of a VM, with their pins."""
-    pins = Upkeep(session).pins(vm)
-    return [(point, pins.of(point.number)) for point in Overview(session).points(vm)]
+def _pinned(session: Session, vm: str, damage: list[DrsyncError]) -> list[tuple[Point, PinRecord | None]]:
+    """The points of a VM, with their pins; of a damaged log those that can be read, and why there are no more."""
+    pins, overview = Upkeep(session).pins(vm), Overview(session)
+    try:
+        found = overview.points(vm)
+    except FAILURES as err:
+        found = overview.readable_points(vm)
+        damage.append(err)
+        _LOGGER.warning("vm=%s its log is damaged, these are the points that can be read: %s", vm, err)
+    return [(point, pins.of(point.number)) for point in found]
 
 
 def _list(points: Sequence[tuple[Point, PinRecord | None]]) -> None:

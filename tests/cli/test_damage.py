@@ -144,3 +144,29 @@ def test_real_live_reading_heals_a_disk_that_is_written_to(cli: Cli, live: Stora
     for name in ("root", "data"):
         assert content_of(output / f"d-{name}.qcow2") == live.read(name)
     assert live.execute("query-block-exports") == []
+
+
+def test_behind_its_newest_segment_a_host_goes_on_although_that_is_damaged(cli: Cli, live: StorageDaemon) -> None:
+    path = cli.repository / "vm" / "web" / "log" / f"{2:016x}"
+    path.write_bytes(flipped(path.read_bytes(), path.stat().st_size - 100))
+    live.io("root", "write -P 5 2M 64k")
+    held = {name: live.read(name) for name in ("root", "data")}
+    done = cli.ok("capture", "web")
+    assert "sends everything: its newest segment can't be read: object vm/web/log/0000000000000002 is damaged" in (
+        done.stderr
+    )
+    assert "point 3, full" in done.stdout
+    live.io("root", "write -P 6 3M 64k")
+    cli.ok("capture", "web")
+    for name in ("root", "data"):
+        image = restored(cli, f"{name}-3", "--point", "3", "--disk", f"d-{name}") / f"d-{name}.qcow2"
+        assert content_of(image) == held[name]
+    restored(cli, "newest")
+    (report,) = cli.run("verify", "web", "--read-data", "--json").json
+    assert [hurt["point"] for hurt in report["hurt"]] == [2]
+    listed = cli.run("points", "web")
+    assert listed.code == ObjectDamaged.code
+    assert [line.split()[1] for line in listed.stdout.splitlines() if line.startswith("web")] == ["1", "3", "4"]
+    assert listed.stderr.splitlines()[-1].startswith("remedy: drsync verify")
+    as_json = cli.run("points", "--json")
+    assert (as_json.code, [point["point"] for point in as_json.json]) == (ObjectDamaged.code, [1, 3, 4])

@@ -11,15 +11,15 @@ from typing import Any, Final, cast
 import pytest
 from crashing import Bomb, Crash, Mined
 from damaging import flipped
-from faulty import Fault, FaultyStore
+from faulty import Effect, Fault, FaultyStore
 from forwarding_source import ForwardingSource
 from protected_vm import KIB, VM, Contents, MemoryTarget, ProtectedVm
 from shipped_vm import SMALL
 
 from drsync.capture import Result
 from drsync.damage import record
-from drsync.errors import LiveUnavailable, StoreUnavailable
-from drsync.format import names
+from drsync.errors import LiveUnavailable, ObjectDamaged, StoreUnavailable
+from drsync.format import names, seal
 from drsync.hurt import TOLD_NAME, DamageTold, standing_of, told_of
 from drsync.image import PointImage
 from drsync.log import Log
@@ -35,6 +35,7 @@ from drsync.verify import verify
 
 OPTIONS: Final = SeedOptions(limits=SMALL)
 """Packs of three blocks."""
+STREAMED: Final = SeedOptions(limits=SMALL, stream_above_bytes=0)
 
 
 @pytest.fixture
@@ -169,6 +170,78 @@ def test_a_lost_segment_makes_the_next_point_whole_by_itself(lab: ProtectedVm) -
     for number in (1, 4, 5):
         check_exact(lab, number)
     assert found(lab) == [2, 3]
+
+
+def damaged_index(data: bytes) -> bytes:
+    return flipped(data, len(data) - seal.FOOTER_BYTES - 40)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, STREAMED], ids=["spooled", "streamed"])
+@pytest.mark.parametrize("newest", [1, 2])
+def test_behind_a_newest_segment_that_is_damaged_its_writer_goes_on_with_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, newest: int, options: SeedOptions
+) -> None:
+    lab = ProtectedVm(tmp_path)
+    for _ in range(newest):
+        lab.write()
+        lab.cycle(seed=OPTIONS)
+    change(lab, names.segment(VM, newest), damaged_index)
+    lab.write()
+    with caplog.at_level(logging.WARNING):
+        assert lab.cycle(seed=options).result is Result.COMMITTED
+    assert any(f"log/{newest:016x} is damaged" in r.getMessage() for r in caplog.records)
+    point = lab.log().read(newest + 1).meta.point
+    assert point is not None
+    assert {disk.kind for disk in point.disks} == {Kind.FULL}
+    assert [seq for _, seq in listed_maps(lab.log().objects)] == [newest + 1]
+    lab.write()
+    lab.cycle(seed=OPTIONS)
+    increment = lab.log().read(newest + 2).meta.point
+    assert increment is not None
+    assert Kind.INCREMENTAL in {disk.kind for disk in increment.disks}
+    for number in {1, newest + 1, newest + 2} - {newest}:
+        check_exact(lab, number)
+    assert found(lab) == [newest]
+
+
+class AtRemoval:
+    """A Bomb that goes off when a capture that was committed is to be removed from the spool."""
+
+    def around(self, name: str, call: Callable[[], Any]) -> Any:
+        if name == "VmSpool.remove":
+            raise Crash(name)
+        return call()
+
+
+def test_a_capture_that_waits_is_not_sent_behind_a_newest_segment_that_is_damaged(lab: ProtectedVm) -> None:
+    """It was committed as that segment, or is an increment over it: neither can be told any more."""
+    lab.write()
+    with pytest.raises(Crash):
+        lab.cycle(seed=OPTIONS, spool=cast(VmSpool, Mined(lab.spool().vm(VM), cast(Bomb, AtRemoval()))))
+    assert lab.spool().vm(VM).waiting() is not None
+    change(lab, names.segment(VM, 3), damaged_index)
+    lab.cycle(seed=OPTIONS)
+    check_exact(lab, 4)
+
+
+def test_a_newest_segment_that_came_damaged_over_the_line_is_read_again(lab: ProtectedVm) -> None:
+    lab.write()
+    newest = names.segment(VM, 2)
+    at = len(lab.store.get(newest, limit_bytes=2**30)) - seal.FOOTER_BYTES - 40
+    with FaultyStore(lab.store, Fault("get_tail", effect=Effect.CORRUPT, key=newest, at=at)) as store:
+        lab.cycle(seed=OPTIONS, store=store)
+    point = lab.log().read(3).meta.point
+    assert point is not None
+    assert Kind.FULL not in {disk.kind for disk in point.disks}
+
+
+def test_behind_somebody_elses_damaged_segment_nobody_goes_on(lab: ProtectedVm) -> None:
+    lab.cycle(host="bravo", take_over=True, seed=OPTIONS)
+    change(lab, names.segment(VM, lab.log().newest()), damaged_index)
+    before = lab.log().newest()
+    with pytest.raises(ObjectDamaged):
+        lab.cycle(seed=OPTIONS, take_over=True)
+    assert lab.log().newest() == before
 
 
 def test_a_resync_over_a_damaged_log_sends_everything(lab: ProtectedVm) -> None:
