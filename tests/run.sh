@@ -5,7 +5,7 @@
 #   bash tests/run.sh tests/unit -k segment    pytest with these arguments, after the same set-up and checks
 #   bash tests/run.sh --soak 60                all, ten times as much of what is random, and an hour of stress
 #   COVERAGE=1 bash tests/run.sh               all in one process, and which lines of drsync they ran
-#   DRSYNC_LANES=0 bash tests/run.sh           all in one process; else there are two for each processor
+#   DRSYNC_LANES=0 bash tests/run.sh           all in one process; else in as many as suit this machine
 #
 # Can be run any number of times; the set-up is done once. Ends with the time that each stage took.
 set -euo pipefail
@@ -55,10 +55,18 @@ run_tests() {
     [ "$empty" -lt 2 ]
 }
 
+# lanes_here: two for each processor, if there are 3 GiB of memory for each: a lane may have a LocalStack and guests.
+lanes_here() {
+    local by_processor by_memory
+    by_processor=$(($(nproc) * 2))
+    by_memory=$(awk '/^MemAvailable:/ { print int($2 / 3145728) }' /proc/meminfo)
+    echo $((by_memory < 1 ? 1 : by_memory < by_processor ? by_memory : by_processor))
+}
+
 # What waits and what works run side by side, a file's tests in one lane (tests/lanes.py); what runs is measured line by
 # line only in a process of its own.
 empty=0
-lanes=(-n "${DRSYNC_LANES:-$(($(nproc) * 2))}" --dist loadfile --no-loadscope-reorder)
+lanes=(-n "${DRSYNC_LANES:-$(lanes_here)}" --dist loadfile --no-loadscope-reorder)
 if [ -n "${COVERAGE:-}" ]; then
     lanes=()
     rm -f .coverage
