@@ -39,6 +39,7 @@ _DIRTY: Final = 1
 """Bit of qemu:dirty-bitmap (QEMU's docs/interop/nbd.txt)."""
 _ALLOCATION: Final = "base:allocation"
 _POLL_MS: Final = 1000
+_CONNECTING: Final = "connecting"
 
 
 def load(vm: str) -> ModuleType:
@@ -92,7 +93,7 @@ class NbdReader:
         try:
             self._connect(socket, export)
         except self._nbd.Error as err:
-            raise self._error("connecting", err) from err
+            raise self._error(_CONNECTING, err) from err
 
     def _connect(self, socket: Path, export: str) -> None:
         contexts = [_ALLOCATION, *([self._dirty] if self._dirty else [])]
@@ -210,8 +211,13 @@ class NbdReader:
         text = getattr(err, "string", str(err))
         if self._handle is None or self._handle.aio_is_dead() or self._handle.aio_is_closed():
             return self._lost(operation, text)
-        if getattr(err, "errno", None) in {"ESHUTDOWN", "ENOTCONN", "ECONNREFUSED", "ENOENT", "EPIPE"}:
+        code = getattr(err, "errno", None)
+        if code in {"ESHUTDOWN", "ENOTCONN", "ECONNREFUSED", "ENOENT", "EPIPE"}:
             return self._lost(operation, text)
+        if code == "EINVAL" and operation == _CONNECTING:
+            # libnbd waits to write its first byte, and is told that the other side has hung up, which it takes for
+            # something to read (nbd_poll prefers that): "external event 0 is invalid in state CONNECT.START".
+            return self._lost(operation, "it closed the connection")
         return CaptureFailed(vm=self._vm, operation=operation, problem=text)
 
     def _failed(self, problem: str) -> CaptureFailed:
