@@ -33,11 +33,11 @@ from drsync.errors import (
     SpoolError,
 )
 from drsync.format.segment import PointMeta
+from drsync.heads import Heads, KnownHead, note_of, stand_in_of
 from drsync.heal import Healed, Healer, HealPlan, read_again
 from drsync.image import FAILURES, PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Heads, KnownHead, Log, LogWriter, Segment
-from drsync.lost_head import note_of, open_writer_of
+from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.quiesce import NoQuiesce, Quiescing
@@ -186,12 +186,21 @@ class _Cycle:
         known = self._known_head(state)
         if known is not None:
             return LogWriter(self._log, self._writer_id, known.head, horizon=known.horizon)
-        take_over = self._options.take_over
+        wrote_before = bool(state.wrote_seq) and not self._options.take_over
+        stand_in = stand_in_of(state, self._writer_id)
         try:
-            writer, self._head_is_lost = open_writer_of(self._log, self._writer_id, state, take_over=take_over)
+            writer = open_writer(
+                self._log,
+                self._writer_id,
+                known_seq=state.wrote_seq,
+                wrote_before=wrote_before,
+                known_horizon=state.horizon,
+                stand_in=stand_in,
+            )
         except Fenced as fenced:
             self.remember(fenced_by=str(fenced.fields["writer"]))
             raise
+        self._head_is_lost = writer.head is not None and writer.head is stand_in
         if writer.head is not None and not self._head_is_lost:
             note = note_of(writer.head)
             self.remember(wrote_seq=note.seq, head=note, horizon=writer.horizon, fenced_by="")
@@ -223,15 +232,12 @@ class _Cycle:
         waiting = self._spool.waiting()
         if waiting is None:
             return None
-        if self._head_is_lost:  # it is that, or an increment over it
-            self._spool.remove(waiting.capture)
-            return None
-        head = newest_point(self._log, writer.head)
+        head = self._newest_point(writer)
         base = head.meta.point.capture if head and head.meta.point else None
         if base == waiting.capture:
             self._spool.remove(waiting.capture)  # committed; the crash came before the removal
             return None
-        if waiting.base != base:
+        if self._head_is_lost or waiting.base != base:  # behind a lost head: it is that, or an increment over it
             _LOGGER.warning("vm=%s dropped capture=%s: the log went on without it", self._log.vm, waiting.capture)
             self._spool.remove(waiting.capture)
             return None
@@ -262,7 +268,7 @@ class _Cycle:
         )
 
     def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
-        head = newest_point(self._log, writer.head) if not self._head_is_lost else None
+        head = self._newest_point(writer)
         base = base_of(head)
         over = base.capture if base is not None else None
         unchanged = Outcome(
@@ -272,9 +278,7 @@ class _Cycle:
             shipped_before=shipped,
             checked_at=self._clock.now(),  # before the survey: what is written during it may not be in it
         )
-        plan = self._healer.plan(head.seq, self._clock.now()) if head is not None else None
-        if self._head_is_lost:
-            plan = HealPlan(blocks={}, broken=True, records=())
+        plan = self._heal_plan(head)
         self._full = self._options.full or (plan is not None and plan.broken)
         journal = open_journal(self._spool, over, send_all=self._full)
         if journal is None:
@@ -295,6 +299,15 @@ class _Cycle:
         return self._push(
             writer, source, closing.base, closing.disks, shipped, seed=seed, over=over, broken=_is_broken(plan)
         )
+
+    def _newest_point(self, writer: LogWriter) -> Segment | None:
+        return newest_point(self._log, writer.head) if not self._head_is_lost else None
+
+    def _heal_plan(self, head: Segment | None) -> HealPlan | None:
+        """What the repository has lost of the newest point: all of it, if nobody can tell what that was."""
+        if self._head_is_lost:
+            return HealPlan(blocks={}, broken=True, records=())
+        return self._healer.plan(head.seq, self._clock.now()) if head is not None else None
 
     def _push_if_changed(
         self,
@@ -488,10 +501,8 @@ class _Cycle:
             return ship(spooled, layers, writer, None, self._progress, limits, seeded=seeded)
 
     def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
-        if self._head_is_lost or spooled.send_all or not any(d.full for d in spooled.disks):
-            return None
-        head = newest_point(self._log, writer.head)
-        if head is None:
+        head = self._newest_point(writer)
+        if head is None or spooled.send_all or not any(d.full for d in spooled.disks):
             return None
         try:
             return load_image(self._log, head.seq)

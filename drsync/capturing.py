@@ -9,7 +9,7 @@ from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_poin
 from drsync.config import VmSettings, captured_together
 from drsync.errors import LibraryMissing, LiveUnavailable
 from drsync.group import Assembly, run_together
-from drsync.log import Heads
+from drsync.heads import Heads
 from drsync.model import Progress
 from drsync.quiesce import Company
 from drsync.seed import SeedOptions, is_to_be_streamed

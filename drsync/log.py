@@ -11,7 +11,6 @@ no holes, just segments that say what several said.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,14 +44,11 @@ from drsync.format.segment import (
     pack_table,
 )
 from drsync.horizon import NONE, Horizon, Merged, check_in_force, newest_number, read_horizon
-from drsync.model import Clock
 from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
 
 FIRST_SEQ = 1
 UNDER_AN_OLDER_KEY: Final = "it is under an older key than the segment before it"
-FRESH_S: Final = 600.0
-"""How long a head is taken for the newest segment without a look: an idle VM costs two requests in this time."""
 _READERS: Final = 16
 """Segments that are read at once: a request takes tens of milliseconds."""
 _LOGGER = logging.getLogger(__name__)
@@ -81,6 +77,20 @@ class Segment:
     """What it commits is no point any more: it is there for blocks that later points show."""
     stands_from: int = 0
     """Of a merged segment: the first one that it stands for; 0 if it is one of the log's own."""
+
+    @classmethod
+    def unstored(cls, meta: SegmentMeta, packs: PackTable, *, index_sha256: bytes = b"") -> "Segment":
+        """A segment that is in no repository, for what looks at the packs that it lists, or goes on behind it."""
+        return cls(
+            name="",
+            object_id=bytes(16),
+            meta=meta,
+            packs=packs,
+            rows=[],
+            index_sha256=index_sha256,
+            frames_end=0,
+            length=0,
+        )
 
     @property
     def seq(self) -> int:
@@ -333,47 +343,6 @@ def beside(log: Log) -> Log:
     return Log(log.objects.under(log.read(newest).generation)) if newest else log
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownHead:
-    """The newest segment of a log as it was seen, and the horizon from before it was looked for."""
-
-    head: Segment
-    horizon: int
-
-
-class Heads:
-    """The newest segment of each log that this process has written or seen, so that it is not looked for all the time.
-
-    The log is the lock, so an old one can do no harm: an append to it is refused, or lands in a place that a newer
-    horizon had freed, which the writer looks for. It is forgotten after a while, so that a daemon whose VMs are idle
-    learns that another one has taken them over.
-    """
-
-    def __init__(self, clock: Clock, *, fresh_s: float = FRESH_S) -> None:
-        self._clock = clock
-        self._fresh_s = fresh_s
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[KnownHead, float]] = {}
-
-    def of(self, vm: str) -> KnownHead | None:
-        """The head, if it was seen not long ago."""
-        with self._lock:
-            found = self._known.get(vm)
-        if found is None or self._clock.monotonic_s() - found[1] > self._fresh_s:
-            return None
-        return found[0]
-
-    def note(self, vm: str, head: Segment, horizon: int) -> None:
-        """The head was found, or written, just now; `horizon` is that of its LogWriter."""
-        with self._lock:
-            self._known[vm] = (KnownHead(head=head, horizon=horizon), self._clock.monotonic_s())
-
-    def forget(self, vm: str) -> None:
-        """It is not known any more what the head is."""
-        with self._lock:
-            self._known.pop(vm, None)
-
-
 class LogWriter:
     """The right to append to one VM's log, until somebody else takes it."""
 
@@ -483,7 +452,13 @@ class LogWriter:
 
 
 def open_writer(
-    log: Log, writer: str, *, known_seq: int = 0, wrote_before: bool = False, known_horizon: int = 0
+    log: Log,
+    writer: str,
+    *,
+    known_seq: int = 0,
+    wrote_before: bool = False,
+    known_horizon: int = 0,
+    stand_in: Segment | None = None,
 ) -> LogWriter:
     """The right to append to `log` as `writer`.
 
@@ -491,15 +466,17 @@ def open_writer(
     that did (`wrote_before`) and finds somebody else's segment at the head was
     fenced, and must not take it back by itself. `known_seq` is a segment that
     is known to exist: the search for the head starts there; `known_horizon` is such a horizon, or 0.
+    `stand_in` is the head in place of the newest segment, if that is the same number and damaged (heads.py).
 
     Raises:
         Fenced: another writer took the VM over.
         PointLost: segment `known_seq` is not there any more.
+        ObjectDamaged: the newest segment is damaged, and nothing stands in for it.
     """
     horizon = newest_number(log.objects, known=known_horizon)  # before the head is looked for, see _check_not_freed
     newest = log.newest(after=known_seq)
     try:
-        head = log.read(newest) if newest else None
+        head = _head(log, newest, stand_in) if newest else None
     except ObjectMissing as err:
         raise PointLost(vm=log.vm, found=log.newest(), expected=known_seq) from err
     granted = LogWriter(log, writer, head, horizon=horizon)
@@ -508,3 +485,18 @@ def open_writer(
             raise Fenced(vm=log.vm, writer=head.meta.writer, epoch=head.meta.epoch)
         granted.fence()
     return granted
+
+
+def _head(log: Log, newest: int, stand_in: Segment | None) -> Segment:
+    """The newest segment; or what stands in for it, if it is damaged however often it is read."""
+    try:
+        return log.read(newest)
+    except ObjectDamaged as err:
+        _LOGGER.debug("vm=%s reads its newest segment again: %s", log.vm, err)  # it may have come damaged
+    try:
+        return log.read(newest)
+    except ObjectDamaged as err:
+        if stand_in is None or stand_in.seq != newest:
+            raise
+        _LOGGER.warning("vm=%s sends everything: its newest segment can't be read: %s", log.vm, err)
+        return stand_in

@@ -302,16 +302,7 @@ class Seed:
             contents=[],
             rounds=[len(round_) for round_ in rounds],
         )
-        return Segment(
-            name="",
-            object_id=bytes(16),
-            meta=meta,
-            packs=pack_table(entries),
-            rows=[],
-            index_sha256=b"",
-            frames_end=0,
-            length=0,
-        )
+        return Segment.unstored(meta, pack_table(entries))
 
     def _is_below(self, disk: str) -> bool:
         """Whether the point before has the disk, and counts."""

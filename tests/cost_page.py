@@ -12,7 +12,7 @@ from typing import Final
 
 from request_counts import OBJECT_MIB, Counts
 
-from drsync.log import FRESH_S
+from drsync.heads import FRESH_S
 
 PUT_USD: Final = 0.005 / 1000
 """PUT, COPY, POST and LIST of S3 Standard, us-east-1."""

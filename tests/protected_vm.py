@@ -18,8 +18,9 @@ from forwarding_source import ForwardingSource
 from drsync.capture import CaptureOptions, Outcome, run_cycle
 from drsync.catalog import Point, points
 from drsync.format.keys import RootKey
+from drsync.heads import Heads
 from drsync.image import load_image
-from drsync.log import Heads, Log
+from drsync.log import Log
 from drsync.mapping import USUAL, MapPolicy
 from drsync.model import BLOCK_SIZE, CaptureId, NoProgress, Pace, Progress, block_count
 from drsync.quiesce import Quiescing

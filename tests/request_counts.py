@@ -13,7 +13,7 @@ from drsync.beating import Beating
 from drsync.capture import Result
 from drsync.capturing import Capturing
 from drsync.config import parse_config
-from drsync.log import FRESH_S
+from drsync.heads import FRESH_S
 from drsync.mapping import USUAL as MAPS
 from drsync.model import NoProgress, SystemClock
 from drsync.overview import Overview

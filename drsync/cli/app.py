@@ -3,13 +3,14 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 
 from drsync.config import Config, load_config
+from drsync.errors import DrsyncError
 from drsync.model import SystemClock
 
 if TYPE_CHECKING:
@@ -105,3 +106,10 @@ def json_option(command: Command) -> Command:
 def _ask_for_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(App).as_json = True
+
+
+def raise_first(ctx: click.Context, failed: Sequence[Exception]) -> None:
+    """End with the first failure: told in two lines, unless the document on stdout has it already."""
+    if not ctx.ensure_object(App).as_json:
+        raise failed[0]
+    ctx.exit(failed[0].code if isinstance(failed[0], DrsyncError) else 1)

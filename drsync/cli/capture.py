@@ -1,7 +1,7 @@
 """`drsync capture`: one point of one VM, now."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import click
 
@@ -10,7 +10,7 @@ from drsync.capture import Outcome, Result
 from drsync.capturing import Capturing
 from drsync.catalog import Point
 from drsync.cli import render, views
-from drsync.cli.app import App, json_option, pass_app
+from drsync.cli.app import App, json_option, pass_app, raise_first
 from drsync.errors import DrsyncError
 from drsync.log import Segment
 from drsync.overview import Overview
@@ -61,7 +61,7 @@ def command(ctx: click.Context, app: App, vm: str, *, full: bool, take_over: boo
         for name in names:
             _print(session, name, results[name], took_s)
     if failed := [result for result in results.values() if isinstance(result, Exception)]:
-        _raise_first(ctx, failed)
+        raise_first(ctx, failed)
 
 
 def _print(session: Session, name: str, outcome: Outcome | Exception, took_s: float) -> None:
@@ -77,13 +77,6 @@ def _print(session: Session, name: str, outcome: Outcome | Exception, took_s: fl
         render.line(f"{name}: nothing changed since point {point.number if point else '?'}")
     elif point:
         render.line(f"{_line(point)}, in {format_duration(took_s)}")
-
-
-def _raise_first(ctx: click.Context, failed: Sequence[Exception]) -> None:
-    """End with the first failure: told in two lines, unless the document on stdout has it already."""
-    if not ctx.ensure_object(App).as_json:
-        raise failed[0]
-    ctx.exit(failed[0].code if isinstance(failed[0], DrsyncError) else 1)
 
 
 def _member(session: Session, name: str, outcome: Outcome | Exception, took_s: float) -> views.Document:

@@ -7,7 +7,7 @@ import click
 
 from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
-from drsync.cli.app import App, json_option, pass_app
+from drsync.cli.app import App, json_option, pass_app, raise_first
 from drsync.errors import DrsyncError
 from drsync.image import FAILURES
 from drsync.overview import Overview
@@ -49,9 +49,8 @@ def command(ctx: click.Context, app: App, vm: str | None, group: str | None) -> 
         render.documents(views.point(point, pin) for name in names for point, pin in _pinned(session, name, damage))
     else:
         _list(_pinned(session, names[0], damage))
-    if damage and not app.as_json:
-        raise damage[0]
-    ctx.exit(damage[0].code if damage else 0)
+    if damage:
+        raise_first(ctx, damage)
 
 
 def _pinned(session: Session, vm: str, damage: list[DrsyncError]) -> list[tuple[Point, PinRecord | None]]:

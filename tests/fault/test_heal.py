@@ -213,15 +213,21 @@ class AtRemoval:
         return call()
 
 
-def test_a_capture_that_waits_is_not_sent_behind_a_newest_segment_that_is_damaged(lab: ProtectedVm) -> None:
+@pytest.mark.parametrize("newest", [1, 3])
+def test_a_capture_that_waits_is_not_sent_behind_a_newest_segment_that_is_damaged(tmp_path: Path, newest: int) -> None:
     """It was committed as that segment, or is an increment over it: neither can be told any more."""
+    lab = ProtectedVm(tmp_path)
+    for _ in range(newest - 1):
+        lab.write()
+        lab.cycle(seed=OPTIONS)
     lab.write()
     with pytest.raises(Crash):
         lab.cycle(seed=OPTIONS, spool=cast(VmSpool, Mined(lab.spool().vm(VM), cast(Bomb, AtRemoval()))))
     assert lab.spool().vm(VM).waiting() is not None
-    change(lab, names.segment(VM, 3), damaged_index)
+    change(lab, names.segment(VM, newest), damaged_index)
     lab.cycle(seed=OPTIONS)
-    check_exact(lab, 4)
+    assert lab.log().newest() == newest + 1
+    check_exact(lab, newest + 1)
 
 
 def test_a_newest_segment_that_came_damaged_over_the_line_is_read_again(lab: ProtectedVm) -> None:

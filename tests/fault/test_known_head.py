@@ -10,7 +10,7 @@ from protected_vm import ProtectedVm
 
 from drsync.capture import Result
 from drsync.errors import Fenced, StoreUnavailable
-from drsync.log import FRESH_S, Heads
+from drsync.heads import FRESH_S, Heads
 from drsync.mapping import MapPolicy
 
 NO_MAPS = MapPolicy(every=10**9, step=10**9)

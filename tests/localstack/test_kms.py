@@ -14,6 +14,9 @@ import boto3
 import pytest
 from command_line import Cli
 from s3_lab import CREDENTIALS, REGION, Bucket
+from shipped_vm import objects_of, write_directory
+
+from drsync.store.open import open_store
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
@@ -113,11 +116,8 @@ def test_what_kms_decrypts_opens_a_copy_of_the_bucket_without_drsync(
     """By the command that recover.py prints, whose call is made here as the AWS CLI makes it."""
     recovery = str(cli.ok("init", "--json").json["recovery_key"])
     cli.ok("key", "add", "kms", "--kms-key", client.create_key()["KeyMetadata"]["Arn"], stdin=recovery)
-    copy = tmp_path / "copy"
-    for found in bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="dr/")["Contents"]:
-        path = copy / found["Key"].removeprefix("dr/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bucket.client.get_object(Bucket=bucket.name, Key=found["Key"])["Body"].read())
+    store = open_store(f"s3://{bucket.name}/dr", endpoint_url=bucket.endpoint_url, region=REGION)
+    copy = write_directory(objects_of(store), tmp_path / "copy")
 
     def told(key: str) -> str:
         """It opens the key ring, or not, before it looks for the VM, of which there is no point."""
