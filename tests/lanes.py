@@ -1,7 +1,7 @@
 """The tests laid over lanes: processes of pytest-xdist that run side by side (tests/run.sh).
 
     ┌ lane 0 ── file ── file ─────── file ─┐
-    ├ lane 1 ─────── file ── file ── file ─┤──▶ alone: what measures time, when nothing else runs
+    ├ lane 1 ─────── file ── file ── file ─┤──▶ alone: what measures time or room, when nothing else runs
     └ lane 2 ── file ─────── file ── file ─┘
 
 Most of what is slow waits: for a guest that boots, for a daemon's clock, for a server that was made slow on purpose. A

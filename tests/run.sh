@@ -81,7 +81,7 @@ stage "shell lint" lint_shell
 stage "types" $bin/mypy
 stage "layers" $bin/lint-imports
 stage "tests" run_tests "${lanes[@]}" --lanes together "$@"
-stage "tests of time" run_tests --lanes alone "$@"
+stage "tests, alone" run_tests --lanes alone "$@"
 [ -z "${COVERAGE:-}" ] || $bin/coverage report --skip-covered
 
 echo "── all passed"

@@ -116,6 +116,7 @@ def test_c6_somebody_elses_nbd_server_is_never_touched(domain: IdleDomain, tmp_p
         view.close()
 
 
+@pytest.mark.alone  # what is free must stay so to 2 MiB
 def test_config_check_tells_how_a_full_would_be_read(site: LibvirtSite, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     with ExitStack() as stack:

@@ -233,6 +233,7 @@ def test_a_state_that_could_not_be_written_is_the_old_one_and_leaves_no_rubbish(
     assert sorted(p.name for p in web.path.iterdir()) == ["lock", "state.json"]
 
 
+@pytest.mark.alone  # nobody else may free room meanwhile
 def test_the_room_for_a_capture_must_be_there_beside_the_reserve(spool: Spool, web: VmSpool) -> None:
     web.check_room(0)
     free = shutil.disk_usage(spool.path).free
