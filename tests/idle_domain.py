@@ -76,7 +76,7 @@ class IdleDomain:
 
     def stop(self) -> None:
         """End QEMU in good order: it saves its bitmaps."""
-        self.site.virsh("destroy", "--graceful", self.name)
+        self.site.power_off(self.name, "--graceful")
 
     def kill(self) -> None:
         """End QEMU as a power cut would."""
@@ -147,7 +147,7 @@ class IdleDomain:
     def close(self) -> None:
         self._hang_up()
         with suppress(LibvirtSiteFailed):
-            self.site.virsh("destroy", self.name)
+            self.site.power_off(self.name)
         with suppress(LibvirtSiteFailed):
             self.site.virsh("undefine", self.name, "--checkpoints-metadata", "--snapshots-metadata")
 

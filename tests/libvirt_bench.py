@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from xml.sax.saxutils import quoteattr
 import pytest
 from forwarding_source import ForwardingSource
 from libvirt_guest import LibvirtGuest, Machine, SiteDisk
-from libvirt_site import LibvirtSite, LibvirtSiteFailed
+from libvirt_site import LibvirtSite
 from source_bench import MIB, SIZES, TAG, RootOnDaemon
 from storage_daemon import DaemonDisk, StorageDaemon
 
@@ -235,7 +235,7 @@ class LibvirtBench(RootOnDaemon):
         """End QEMU in good order."""
         self.guest.disconnect()
         if self._started:
-            self.site.virsh("destroy", "--graceful", "web")
+            self.site.power_off("web", "--graceful")
             self._started = False
 
     def crash(self) -> None:
@@ -324,8 +324,7 @@ class LibvirtBench(RootOnDaemon):
 
     def close(self) -> None:
         self.guest.disconnect()
-        with suppress(LibvirtSiteFailed):
-            self.site.virsh("destroy", "web")
+        self.site.power_off("web")
         self.site.virsh("undefine", "web", "--checkpoints-metadata")
         self.daemon.close()
 

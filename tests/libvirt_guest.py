@@ -177,7 +177,7 @@ class LibvirtGuest:
     def destroy(self) -> None:
         """Take its power away."""
         self.disconnect()
-        self.site.virsh("destroy", self.name)
+        self.site.power_off(self.name)
 
     def wait_for_state(self, state: str, *, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s

@@ -27,6 +27,7 @@ _CAPABILITIES: Final = Path(__file__).parents[1] / ".lab" / "libvirt-capabilitie
 """What libvirtd found out of the machine's QEMUs, which takes it 5 s or more; it asks anew when they change."""
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 20.0
+_POWER_OFF_TIMEOUT_S: Final = 120.0
 _SCRIPT: Final = """
 set -e
 mount --bind "$0/etc" /etc/libvirt
@@ -184,6 +185,28 @@ class LibvirtSite:
         file = self.path / "definition.xml"
         file.write_text(xml)
         self.virsh(f"{kind}-define" if kind else "define", file)
+
+    def power_off(self, name: str, *options: str) -> None:
+        """End a domain, whatever state it is in, and return when its QEMU is gone; `--graceful` lets QEMU end itself.
+
+        libvirt gives up after some seconds, and leaves the domain running, if QEMU waits for a busy
+        disk or another job has the domain: it is told again then.
+
+        Raises:
+            LibvirtSiteFailed: it runs still; the text has libvirt's last reason.
+        """
+        deadline = time.monotonic() + _POWER_OFF_TIMEOUT_S
+        while name in self.running_domains():
+            try:
+                self.virsh("destroy", *options, name)
+            except LibvirtSiteFailed as err:
+                if time.monotonic() > deadline and name in self.running_domains():
+                    raise LibvirtSiteFailed(f"{name} can't be ended: {err}\n{self.log()}") from err
+                time.sleep(0.2)
+
+    def running_domains(self) -> list[str]:
+        """The names of the domains that have a QEMU, paused ones too."""
+        return self.virsh("list", "--name").splitlines()
 
     def log(self) -> str:
         """The last that libvirtd said."""

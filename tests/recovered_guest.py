@@ -83,8 +83,7 @@ class RecoveredGuest:
     def remove(self) -> None:
         """End the domain and forget it; its disks stay."""
         self.close()
-        if "running" in self.site.virsh("domstate", self.name):
-            self.site.virsh("destroy", self.name)
+        self.site.power_off(self.name)
         self.site.virsh("undefine", self.name, "--keep-nvram")
 
     def close(self) -> None:

@@ -47,9 +47,8 @@ def protected(site: LibvirtSite, tmp_path: Path) -> Iterator[Cli]:
     )
     cli.ok("init")
     yield cli
-    for name in site.virsh("list", "--name").splitlines():
-        if name:
-            site.virsh("destroy", name)
+    for name in site.running_domains():
+        site.power_off(name)
     for name in site.virsh("list", "--all", "--name").splitlines():
         if name:
             site.virsh("undefine", name, "--checkpoints-metadata")

@@ -100,7 +100,7 @@ def test_protection_follows_a_guest_to_another_host_and_back(
     assert (point["kind"], point["reason"]) == ("incremental", "")
     here.site.virsh("suspend", "web")
     alpha.ok("capture", "web")
-    here.site.virsh("destroy", "--graceful", "web")
+    here.site.power_off("web", "--graceful")
     alpha.ok("restore", "web", "--to", "image", "--output", str(tmp_path / "restored"))
     compared = subprocess.run(
         ["qemu-img", "compare", tmp_path / "restored" / "vda.qcow2", here.image],

@@ -3,7 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_line import Cli
 from libvirt_points import make_point
-from libvirt_site import LibvirtSite, LibvirtSiteFailed
+from libvirt_site import LibvirtSite
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
@@ -61,8 +61,7 @@ def clean(host: LibvirtSite) -> Iterator[None]:
     """No test leaves a domain or a disk to the next."""
     yield
     for name in host.virsh("list", "--all", "--name").split():
-        with suppress(LibvirtSiteFailed):
-            host.virsh("destroy", name)
+        host.power_off(name)
         host.virsh("undefine", name)
     for path in host.images.iterdir():
         path.unlink()
@@ -148,7 +147,7 @@ def test_a_run_that_failed_in_part_goes_on_with_what_is_not_up(run: Run, host: L
     assert errors_of(report, "web") == ["VolumeExists"]
     assert precious.read_text() == "precious"
     precious.unlink()
-    host.virsh("destroy", "shop")
+    host.power_off("shop")
     written = {path: path.stat().st_mtime_ns for path in host.images.glob("db-*")}
     report = run.report()
     assert [(vm["vm"], vm["state"], vm["was_there"]) for vm in report["vms"]] == [

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,7 +14,7 @@ import pytest
 from command_line import Cli, Done
 from libvirt_guest import Machine, SiteDisk
 from libvirt_points import QmpGuest, capture, copy_disk, definition_of, file_of, make_point
-from libvirt_site import LibvirtSite, LibvirtSiteFailed
+from libvirt_site import LibvirtSite
 from recovered_guest import RecoveredGuest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
@@ -72,8 +71,7 @@ def clean(site: LibvirtSite, pool: Path) -> Iterator[None]:
     """No test leaves a domain or a disk to the next."""
     yield
     for name in site.virsh("list", "--all", "--name").split():
-        with suppress(LibvirtSiteFailed):
-            site.virsh("destroy", name)
+        site.power_off(name)
         site.virsh("undefine", name, "--keep-nvram")
     for path in pool.iterdir():
         path.unlink()
@@ -141,7 +139,7 @@ def test_what_is_in_the_way_is_refused_and_left(repository: Cli, site: LibvirtSi
     assert error == f"VM web can't come back at {site.uri}: domain web ({UUID}) is running"
     assert remedy == f"virsh -c '{site.uri}' shutdown web"
     assert repository.refused(75, *words(site, "--replace"))[0] == error
-    site.virsh("destroy", "web")
+    site.power_off("web")
     error, remedy = repository.refused(75, *words(site))
     assert error.endswith(f"domain web ({UUID}) is defined there")
     assert "--replace" in remedy
@@ -360,7 +358,7 @@ def test_a_tpms_state_comes_back_and_the_guest_starts_with_it(
     uuid = str(uuid4())
     make_point(repository, site, "vault", disk, tpm, uuid=uuid)
     site.virsh("start", "vault")  # swtpm makes its state
-    site.virsh("destroy", "vault")
+    site.power_off("vault")
     state = site.path / "lib" / "swtpm" / uuid
     content = (state / "tpm2" / "tpm2-00.permall").read_bytes()
     packed = subprocess.run(["tar", "-c", "-C", state, "tpm2"], capture_output=True, check=True).stdout

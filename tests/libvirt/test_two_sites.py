@@ -194,7 +194,7 @@ def fail_back(lab: Lab, b: LibvirtSite, a: LibvirtSite) -> None:
         with RecoveredGuest(b, name) as guest:
             guest.check("umount /mnt; sync")
         assert lab.capture(name)["kind"] == Kind.INCREMENTAL
-        b.virsh("destroy", name)
+        b.power_off(name)
     lab.configure("a", a)
     report = lab.drsync("restore", "--plan", str(lab.plan), "--site", "a")
     assert report["ok"]
