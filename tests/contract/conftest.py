@@ -18,11 +18,14 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceBenc
         elif request.param.startswith("libvirt"):
             ground = request.getfixturevalue("ground")
             bench = LibvirtBench(ground, tmp_path / "domain", tmp_path, pulls=request.param == "libvirt-pull")
+            bench.stays_off = request.param == "libvirt-off"
         else:
             bench = DaemonBench(tmp_path / "daemon", request.param)
         stack.callback(bench.close)
         for disk, size in SIZES.items():
             bench.write(disk, 0, size, 1)
+        if isinstance(bench, LibvirtBench) and bench.stays_off:
+            bench.daemon.start()  # a domain that was started would have done it: it serves a disk
         yield bench
 
 

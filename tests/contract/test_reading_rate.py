@@ -14,7 +14,7 @@ from drsync.pace import UNLIMITED, Rate, TokenBucket
 pytestmark = pytest.mark.qemu
 
 ALL_BYTES = sum(SIZES.values())
-paced = pytest.mark.parametrize("bench", ["memory", "qcow2", "raw", "libvirt-pull"], indirect=True)
+paced = pytest.mark.parametrize("bench", ["memory", "qcow2", "raw", "libvirt-pull", "libvirt-off"], indirect=True)
 """libvirt in push mode lets QEMU begin without a limit: these disks are copied before it can be told one."""
 
 
