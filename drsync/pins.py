@@ -7,15 +7,16 @@ host's rights do not let it write any (docs/security.md): who has taken a host o
 can't unpin a point, nor pin everything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from drsync.errors import NotPinned, ObjectDamaged, ObjectExists, PinsBroken
+from drsync.errors import NotPinned, ObjectDamaged, ObjectExists, PinForged, PinsBroken
 from drsync.format import Malformed, names, seal
 from drsync.format.record import decode_record
 from drsync.repository import VmObjects
@@ -73,6 +74,7 @@ def read_pins(objects: VmObjects) -> Pins:
 
     Raises:
         PinsBroken: a record is missing, or there are more than people write.
+        PinForged: a record is under an older key than the one before it.
         ObjectDamaged: a record is not as it was written.
     """
     count = 0
@@ -85,7 +87,7 @@ def read_pins(objects: VmObjects) -> Pins:
         if number != count or count > MAX_RECORDS:
             raise PinsBroken(vm=objects.vm, problem=f"record {count} is missing, {number} is there")
     with ThreadPoolExecutor(_READERS, thread_name_prefix="pins") as readers:
-        return Pins(tuple(readers.map(lambda number: _read(objects, number), range(1, count + 1))))
+        return Pins(tuple(_in_order(objects.vm, readers.map(partial(_read, objects), range(1, count + 1)))))
 
 
 def write_pin(objects: VmObjects, known: Pins, record: PinRecord) -> None:
@@ -131,13 +133,24 @@ def unpin_point(objects: VmObjects, point: int, *, now: datetime) -> PinRecord:
     return before
 
 
-def _read(objects: VmObjects, number: int) -> PinRecord:
+def _in_order(vm: str, read: Iterable[tuple[int, PinRecord]]) -> Iterator[PinRecord]:
+    """The records; under keys that never get older (F48)."""
+    newest = 0
+    for number, (generation, record) in enumerate(read, start=1):
+        if generation < newest:
+            raise PinForged(key=names.pin(vm, number))
+        newest = generation
+        yield record
+
+
+def _read(objects: VmObjects, number: int) -> tuple[int, PinRecord]:
+    """A record, and the generation of its key."""
     name = names.pin(objects.vm, number)
     opened = objects.read_index(name, "pin", seq=number)
     try:
         if opened.frames_end != seal.FRAMES_START:
             raise Malformed("a pin record has no frames")
-        return decode_record(opened.index, PinRecord)
+        return opened.header.generation, decode_record(opened.index, PinRecord)
     except Malformed as err:
         raise ObjectDamaged(key=name, problem=err) from err
 

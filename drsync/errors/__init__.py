@@ -90,7 +90,7 @@ from drsync.errors.repository import (
     WrongKey,
     WrongRecoveryKey,
 )
-from drsync.errors.retention import LocksLapsing, LocksMissing, NotPinned, PinsBroken, RetentionError
+from drsync.errors.retention import LocksLapsing, LocksMissing, NotPinned, PinForged, PinsBroken, RetentionError
 from drsync.errors.source import (
     CaptureFailed,
     CaptureTimeout,
@@ -209,6 +209,7 @@ __all__ = [
     "ObjectExists",
     "ObjectMissing",
     "PassphraseUnusable",
+    "PinForged",
     "PinsBroken",
     "PlanFailed",
     "PlanInvalid",

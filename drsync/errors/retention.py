@@ -40,3 +40,14 @@ class PinsBroken(RetentionError):
     code = 93
     template = "the pins of VM {vm} can't be told: {problem}"
     remedy_template = "drsync verify {vm}   (then bring the record back from the bucket's versions; docs/security.md)"
+
+
+class PinForged(PinsBroken):
+    """A pin record is under an older key than the one before it; no point of the VM may be dropped meanwhile."""
+
+    code = 98
+    template = "pin record {key} is under an older key than the one before it: whoever made it had no right to"
+    remedy_template = (
+        "aws s3api delete-object --key PREFIX/{key} ...   "
+        "(as an administrator, with every record behind it, the newest first; docs/security.md)"
+    )

@@ -15,7 +15,7 @@ from shipped_vm import DiskStep, ShippedVm, Step, objects_of, restored, restored
 from strategies import histories
 
 from drsync import catalog
-from drsync.errors import ChainBroken, KeyMissing, ObjectDamaged
+from drsync.errors import ChainBroken, KeyMissing, ObjectDamaged, PinForged
 from drsync.format import names, seal
 from drsync.format.keys import Keys, RootKey, RootKeys
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
@@ -24,10 +24,12 @@ from drsync.log import Log, beside, open_writer
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE, NoProgress
+from drsync.pins import PinRecord, pin_point, read_pins, unpin_point, write_pin
 from drsync.prune.run import USUAL
 from drsync.repository import Repository, open_repository
 from drsync.verify import verify
 
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE
 
 
@@ -350,3 +352,25 @@ def test_f48_a_horizon_under_an_older_key_than_its_newest_point_is_refused(tmp_p
     assert objects_of(vm.store) == before
     report = verify(vm.log, committed_seq=0, read_data=False, progress=NoProgress())
     assert any("under an older key" in str(problem.error) for problem in report.problems)
+
+
+def test_f48_a_pin_record_under_an_older_key_than_the_one_before_it_is_refused(tmp_path: Path) -> None:
+    """Who stole the old keys, and may write, could take pins away, and retention would drop those points."""
+    vm = PrunedVm(tmp_path)
+    for content in (1, 3, 5):
+        vm.capture(step({0: content}))
+    pin_point(vm.log.objects, 1, until=None, note="", now=NOON)
+    rotate(vm, 2)
+    pin_point(vm.log.objects, 2, until=None, note="", now=NOON)
+    unpin_point(vm.log.objects, 2, now=NOON)
+    assert [record.point for record in read_pins(vm.log.objects).standing()] == [1]
+    thief = vm.log.objects.under(1)
+    write_pin(thief, read_pins(thief), PinRecord(point=1, pinned=False, until=None, time=NOON))
+    forged = names.pin("web", 4)
+    with pytest.raises(PinForged, match=f"{forged} is under an older key") as refused:
+        read_pins(vm.log.objects)
+    assert f"PREFIX/{forged} " in str(refused.value.remedy)
+    report = verify(log_with(vm, 2), committed_seq=3, read_data=False, progress=NoProgress())
+    assert [type(found.error) for found in report.problems] == [PinForged]
+    vm.store.delete(forged)  # as the remedy says
+    assert [record.point for record in read_pins(vm.log.objects).standing()] == [1]
