@@ -13,20 +13,16 @@ from drsync.config.prune import PruneSettings
 from drsync.config.retention import Retention, RetentionSettings
 from drsync.config.settings import (
     LISTS,
-    SOURCES,
     TABLES,
     CloudSettings,
     Config,
     DaemonSettings,
-    LibvirtSource,
-    ProtectSettings,
-    QmpSource,
     RepositorySettings,
     SpoolSettings,
     VerifySettings,
-    VmSettings,
 )
 from drsync.config.table import TableReading, names_of
+from drsync.config.vms import SOURCES, LibvirtSource, ProtectSettings, QmpSource, VmSettings
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import NAME_PATTERN, Consistency
 from drsync.retention import Rules

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from drsync.catalog import Point
-from drsync.config.plan import LibvirtSite as LibvirtSiteSettings
+from drsync.config.plan_sites import LibvirtSite as LibvirtSiteSettings
 from drsync.errors import HostRefused, HostUnreachable, NotStarted
 from drsync.finding import Finding
 from drsync.model import Progress

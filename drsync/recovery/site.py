@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from drsync.catalog import Point
-from drsync.config.plan import VmOverride, Wait
+from drsync.config.plan import VmOverride
+from drsync.config.plan_values import Wait
 from drsync.errors import DrsyncError
 from drsync.model import Progress
 

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from drsync.config.plan import Wait, WaitFor
+from drsync.config.plan_values import Wait, WaitFor
 from drsync.errors import NotUp
 from drsync.model import Clock
 from drsync.target.libvirt_host import LibvirtHost

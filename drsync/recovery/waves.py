@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 
-from drsync.config.plan import Ec2Site, LibvirtSite, OnFailure, Plan, Wave
+from drsync.config.plan import Plan, Wave
+from drsync.config.plan_sites import Ec2Site, LibvirtSite
+from drsync.config.plan_values import OnFailure
 from drsync.errors import DrsyncError
 from drsync.model import Clock, Progress
 from drsync.recovery.lag import rpo_s

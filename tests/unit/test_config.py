@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from drsync.config import Config, LibvirtSource, QmpSource, captured_together, load_config, parse_config
 from drsync.config.key import shown
-from drsync.config.settings import SOURCES, TABLES
+from drsync.config.settings import TABLES
 from drsync.config.table import keys_of
+from drsync.config.vms import SOURCES
 from drsync.errors import ConfigInvalid, ConfigMissing
 from drsync.model import is_name
 from drsync.retention import KEEP_ALL, Rules

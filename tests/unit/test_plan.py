@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from drsync.config.key import Key
-from drsync.config.plan import PLAN_TABLES, LibvirtSite, OnFailure, Plan, Wait, WaitFor, load_plan
+from drsync.config.plan import PLAN_TABLES, Plan, load_plan
+from drsync.config.plan_sites import LibvirtSite
+from drsync.config.plan_values import OnFailure, Wait, WaitFor
 from drsync.config.table import keys_of
 from drsync.errors import PlanInvalid
 

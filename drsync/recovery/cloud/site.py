@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from drsync.config.plan import Ec2Site, WaitFor
+from drsync.config.plan_sites import Ec2Site
+from drsync.config.plan_values import WaitFor
 from drsync.errors import InstanceNotUp
 from drsync.finding import Finding
 from drsync.model import Progress
