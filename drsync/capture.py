@@ -35,11 +35,12 @@ from drsync.errors import (
 from drsync.format.segment import PointMeta
 from drsync.heads import Heads, KnownHead, note_of, stand_in_of
 from drsync.heal import Healed, Healer, HealPlan, read_again
-from drsync.image import FAILURES, PointImage, load_image
+from drsync.image import PointImage, load_image
 from drsync.journal import Journal
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
+from drsync.packs import FAILURES
 from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from drsync.direct import aligned_buffer
 from drsync.format.frame import HASH_BYTES, FrameSealer
-from drsync.image import NOWHERE, PointImage, Window
+from drsync.image import PointImage
 from drsync.model import BLOCK_SIZE, block_count, block_length
 from drsync.qcow2 import TABLE_BLOCKS, Table
 from drsync.source.layer import Layer
+from drsync.window import NOWHERE, Window
 
 PIECE_BLOCKS = 16
 """Blocks that are read at once: 1 MiB, which stays in the processor's cache until it is compressed."""

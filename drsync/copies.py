@@ -19,10 +19,11 @@ from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskRows, decode_pack, position
-from drsync.image import FAILURES, Container, PackIndexes, PlacedRows, place
 from drsync.log import Log, Segment
 from drsync.model import block_length
+from drsync.packs import FAILURES, PackIndexes
 from drsync.repository import VmObjects
+from drsync.window import Container, PlacedRows, place
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.keys import ObjectKeys
 from drsync.format.segment import DiskMeta, DiskRows
 from drsync.horizon import Merged
-from drsync.image import pack_rows, place
 from drsync.log import Log, Segment, beside
 from drsync.model import block_count, block_length
+from drsync.packs import pack_rows
 from drsync.repository import VmObjects
+from drsync.window import place
 
 _LOGGER = logging.getLogger(__name__)
 _ATTEMPTS: Final = 2

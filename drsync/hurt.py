@@ -22,10 +22,12 @@ from drsync.errors import ChainBroken, IntegrityError, ObjectMissing
 from drsync.format import Malformed, names
 from drsync.format.segment import DiskMeta
 from drsync.horizon import NONE, Horizon, Merged
-from drsync.image import FAILURES, NOWHERE, UNKNOWN, WINDOW_BLOCKS, Failure, PackIndexes, PointImage, Window
+from drsync.image import PointImage
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.mapped import BlockMap, MapGround, check_shows, listed_maps, read_map
+from drsync.packs import FAILURES, Failure, PackIndexes
 from drsync.restore import BlockReader, plan_fetches
+from drsync.window import NOWHERE, UNKNOWN, WINDOW_BLOCKS, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

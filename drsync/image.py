@@ -24,201 +24,30 @@ makes them known again; only what is unknown at the end can't be restored:
 """
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
-from drsync.format import Malformed, names, seal
-from drsync.format.blockmap import PAGE_BLOCKS
-from drsync.format.columns import Bytes2D
-from drsync.format.frame import HASH_BYTES
-from drsync.format.keys import FIRST_GENERATION
-from drsync.format.seal import FRAMES_START
+from drsync.format import names
 from drsync.format.segment import (
     DiskMeta,
-    DiskRows,
-    PackEntry,
     PointMeta,
-    check_bounds,
-    check_rows,
-    decode_pack,
     position,
 )
 from drsync.horizon import check_in_force
 from drsync.log import Log, Segment
 from drsync.model import BLOCK_SIZE, Kind, block_count
+from drsync.packs import FAILURES, Failure, PackIndexes
 from drsync.repository import VmObjects
+from drsync.window import NOWHERE, UNKNOWN, WINDOW_BLOCKS, Container, PlacedRows, Window, place
 
-WINDOW_BLOCKS = PAGE_BLOCKS
-"""Blocks of a window: what one L2 table of a restored image and one page of a block map tell of, too."""
-NOWHERE = -1
-"""The container of a block that no object holds: it reads as zeros."""
-UNKNOWN = -2
-"""The container of a block of which nobody can tell where it is, because of PointImage.failures[0]; less: [1] ..."""
-_CACHED_PACKS = 2048  # of 64 GiB of data, about 14 KiB each
-Failure: TypeAlias = ChainBroken | ObjectDamaged | ObjectMissing
-"""Why a part of a log can't be read, and never will."""
-FAILURES: Final = (ChainBroken, ObjectDamaged, ObjectMissing)
-"""The same, for `except`."""
 _READERS = 8  # windows that are looked up at once, which is how many packs are opened at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
-    """An object that holds frames."""
-
-    name: str
-    object_id: bytes
-    seq: int = 0
-    """The number of a segment; 0: it is a pack."""
-    generation: int = FIRST_GENERATION
-    """Of the root key that it is under; of a pack it is known when that has been opened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Where the blocks of a part of a disk are; one array element a block."""
-
-    first_block: int
-    containers: npt.NDArray[np.int32]
-    """Index into PointImage.containers, or NOWHERE; or UNKNOWN and less, which only `known_window` has."""
-    offsets: npt.NDArray[np.uint32]
-    lengths: npt.NDArray[np.uint32]
-    hashes: Bytes2D
-    """Zeros where the block was told of by a block map, which has no hashes (see PointImage.has_hashes)."""
-
-    @classmethod
-    def empty(cls, first_block: int, count: int) -> "Window":
-        return cls(
-            first_block=first_block,
-            containers=np.full(count, NOWHERE, np.int32),
-            offsets=np.zeros(count, np.uint32),
-            lengths=np.zeros(count, np.uint32),
-            hashes=np.zeros((count, HASH_BYTES), np.uint8),
-        )
-
-    def forget_from(self, block: int) -> None:
-        """Blocks from `block` on do not exist (the disk was smaller then)."""
-        self.containers[max(0, block - self.first_block) :] = NOWHERE
-
-    def lay(self, rows: "PlacedRows", container: int) -> None:
-        """Lay the rows of an object over this window."""
-        first, end = self.first_block, self.first_block + len(self.containers)
-        low, high = np.searchsorted(rows.rows.blocks, [first, end])
-        at = rows.rows.blocks[low:high] - np.uint32(first)
-        self.containers[at] = container
-        self.offsets[at] = rows.offsets[low:high]
-        self.lengths[at] = rows.rows.lengths[low:high]
-        self.hashes[at] = rows.rows.hashes[low:high]
-        starts = rows.rows.zero_first.astype(np.int64)
-        ends = starts + rows.rows.zero_count
-        for run in np.flatnonzero((starts < end) & (ends > first)):
-            self.containers[max(0, starts[run] - first) : ends[run] - first] = NOWHERE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedRows:
-    """Rows of a disk in an object, with the offsets of their frames."""
-
-    rows: DiskRows
-    offsets: npt.NDArray[np.uint32]
-
-
-def place(rows: Sequence[DiskRows]) -> dict[str, PlacedRows]:
-    """The rows of one object by disk, each with the offsets of its frames."""
-    placed: dict[str, PlacedRows] = {}
-    at = FRAMES_START
-    for row in rows:
-        ends = at + np.cumsum(row.lengths, dtype=np.int64)
-        offsets = (ends - row.lengths).astype(np.uint32)
-        placed[row.disk] = PlacedRows(rows=row, offsets=offsets)
-        at = int(ends[-1]) if len(ends) else at
-    return placed
-
-
-def read_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
-    """The rows of a pack that a segment lists, checked against that entry and against the point's disks.
-
-    Raises:
-        ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
-    """
-    return open_pack(objects, entry, disks)[0]
-
-
-def open_pack(objects: VmObjects, entry: PackEntry, disks: Sequence[DiskMeta]) -> tuple[list[DiskRows], int]:
-    """As `read_pack`, and the generation of the root key that the pack is under.
-
-    Raises:
-        ObjectMissing, ObjectDamaged: it is not there, or not the pack that the segment lists.
-    """
-    name = names.pack(objects.vm, entry.object_id)
-    opened = objects.read_index(name, "pack")
-    return pack_rows(name, opened, entry, disks), opened.header.generation
-
-
-def pack_rows(name: str, opened: seal.Opened, entry: PackEntry, disks: Sequence[DiskMeta]) -> list[DiskRows]:
-    """The rows of a pack whose index was opened (see `read_pack`).
-
-    Raises:
-        ObjectDamaged: it is not the pack that the segment lists.
-    """
-    try:
-        if opened.index_sha256 != entry.index_sha256 or opened.length != entry.length:
-            raise Malformed("it is not the pack that its segment lists")
-        rows = decode_pack(opened.index, opened.frames_end)
-        check_rows(rows, disks)
-        check_bounds(rows, disks, entry)
-    except Malformed as err:
-        raise ObjectDamaged(key=name, problem=err) from err
-    return rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedPack:
-    """What the index of a pack says, and the generation of the root key that it is under."""
-
-    rows: dict[str, PlacedRows]
-    generation: int
-
-
-class PackIndexes:
-    """The indexes of packs that were opened last; several images of one VM may share it. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[int, int], OpenedPack | Failure] = OrderedDict()
-
-    def open(self, objects: VmObjects, segment: Segment, number: int) -> OpenedPack:
-        """Pack `number` of a segment.
-
-        Raises:
-            ObjectMissing, ObjectDamaged: it can't be had.
-        """
-        key = (segment.seq, number)
-        with self._lock:
-            found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-        if found is None:
-            disks = segment.meta.point.disks if segment.meta.point else []
-            try:
-                rows, generation = open_pack(objects, segment.packs.entry(number), disks)
-                found = OpenedPack(rows=place(rows), generation=generation)
-            except (ObjectMissing, ObjectDamaged) as err:
-                found = err
-            with self._lock:
-                self._cache[key] = found
-                if len(self._cache) > _CACHED_PACKS:
-                    self._cache.popitem(last=False)
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,9 +38,10 @@ from drsync.format.blockmap import (
 )
 from drsync.format.keys import FIRST_GENERATION
 from drsync.horizon import Horizon
-from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window, load_image
+from drsync.image import PointImage, load_image
 from drsync.log import FIRST_SEQ, Log, Segment
 from drsync.repository import VmObjects
+from drsync.window import NOWHERE, WINDOW_BLOCKS, Container, Window
 
 MAX_TRIES: Final = 8
 """Maps that are tried for one point: damage, or who writes junk into the bucket, can't make a restore read more."""

@@ -33,10 +33,11 @@ from drsync.format.blockmap import (
 )
 from drsync.format.keys import OBJECT_ID_BYTES
 from drsync.horizon import Horizon
-from drsync.image import NOWHERE, Container, PointImage, Window
+from drsync.image import PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import BlockMap, MapPages, PageSource, Stretch, listed_maps, newest_stretch
 from drsync.model import Kind
+from drsync.window import NOWHERE, Container, Window
 
 MAX_MAP_BYTES: Final = 128 * 1024 * 1024
 """Of the pages of one map, which are made in memory: enough for about 3 TiB of data that all moved at once."""

@@ -17,11 +17,12 @@ from drsync.damage import Damaged, read_records
 from drsync.errors import DrsyncError, IntegrityError, MapUnwritable, ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
 from drsync.hurt import HurtPoint, Standing, find_hurt, is_point, newest_point_of, standing_of
-from drsync.image import FAILURES, PointImage
+from drsync.image import PointImage
 from drsync.log import Log, Segment
 from drsync.mapped import MapPages, check_same, check_shows, listed_maps, read_map
 from drsync.mapping import USUAL, MapPolicy, write_map, write_map_alone, write_map_of
 from drsync.model import Kind
+from drsync.packs import FAILURES
 
 _OUTDATED: Final = "it is of an older horizon"
 """Nothing is wrong with such a map: prune has made another one where one is of use."""

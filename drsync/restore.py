@@ -24,10 +24,12 @@ from drsync.errors import ObjectDamaged, ObjectMissing
 from drsync.format import Malformed
 from drsync.format.frame import FrameOpener, disk_binding
 from drsync.format.segment import DiskMeta
-from drsync.image import NOWHERE, UNKNOWN, Container, Failure, PointImage, Window
+from drsync.image import PointImage
 from drsync.model import BLOCK_SIZE, Progress, block_length
+from drsync.packs import Failure
 from drsync.repository import VmObjects
 from drsync.target import DiskWriter, Positions
+from drsync.window import NOWHERE, UNKNOWN, Container, Window
 
 WORKERS: Final = 4
 FETCH_BYTES: Final = 4 * 1024 * 1024

@@ -26,12 +26,13 @@ from drsync.changes import nonzero_rows, zero_runs
 from drsync.direct import aligned_buffer
 from drsync.encode import Frames, RowsBuilder, store_pack
 from drsync.format.columns import Bytes2D
-from drsync.image import NOWHERE, WINDOW_BLOCKS, PointImage, Window
+from drsync.image import PointImage
 from drsync.journal import Journal, PackRecord, RoundDisk, RoundState, Stretch
 from drsync.model import BLOCK_SIZE, Progress, block_length
 from drsync.repository import VmObjects
 from drsync.ship import USUAL, ShipLimits
 from drsync.source import Flags, LiveReader, LiveView, Numbers
+from drsync.window import NOWHERE, WINDOW_BLOCKS, Window
 
 COMPARED_WINDOWS: Final = 8
 """Windows of a span whose blocks are compared: few differ, and each span ends with a pack of its own."""

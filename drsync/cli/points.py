@@ -9,8 +9,8 @@ from drsync.catalog import GroupPoint, LogSummary, Point, group_points
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app, raise_first
 from drsync.errors import DrsyncError
-from drsync.image import FAILURES
 from drsync.overview import Overview
+from drsync.packs import FAILURES
 from drsync.pins import PinRecord
 from drsync.session import Session
 from drsync.units import format_size

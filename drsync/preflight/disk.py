@@ -15,10 +15,11 @@ import numpy as np
 from drsync.errors import ObjectDamaged
 from drsync.format import Malformed
 from drsync.format.frame import FrameOpener, disk_binding
-from drsync.image import NOWHERE, WINDOW_BLOCKS, PointImage, Window
+from drsync.image import PointImage
 from drsync.model import BLOCK_SIZE, block_count, block_length
 from drsync.repository import VmObjects
 from drsync.restore import Fetch, plan_fetches
+from drsync.window import NOWHERE, WINDOW_BLOCKS, Window
 
 CACHE_BLOCKS: Final = 512
 """32 MiB: more than the metadata of a file system that a check walks through."""

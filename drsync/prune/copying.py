@@ -30,14 +30,15 @@ from drsync.format.segment import (
     position,
 )
 from drsync.horizon import Merged
-from drsync.image import pack_rows, place
 from drsync.log import Log
 from drsync.model import Progress, block_length
+from drsync.packs import pack_rows
 from drsync.prune.liveness import Life, LinkLife
 from drsync.prune.planning import PACK_BLOCKS, Run, kept_packs
 from drsync.repository import VmObjects
 from drsync.ship import ShipLimits
 from drsync.units import MiB
+from drsync.window import place
 
 _GAP_BYTES: Final = 64 * 1024
 _CACHE_BYTES: Final = 128 * MiB

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from drsync.format.segment import PackEntry
-from drsync.image import PlacedRows, place
 from drsync.log import Segment
 from drsync.model import Kind, block_count
+from drsync.window import PlacedRows, place
 
 Placed: TypeAlias = Mapping[str, PlacedRows]
 ReadPacks: TypeAlias = Callable[[Segment, Sequence[int]], Iterator[Placed]]

@@ -29,10 +29,10 @@ from drsync.format.horizon import (
 )
 from drsync.format.keys import OBJECT_ID_BYTES
 from drsync.horizon import Horizon
-from drsync.image import place, read_pack
 from drsync.log import Log, Segment
 from drsync.mapping import rewrite_map
 from drsync.model import NoProgress, Progress
+from drsync.packs import read_pack
 from drsync.pins import read_pins
 from drsync.prune.copying import Replacement, replace_run
 from drsync.prune.inventory import Inventory, listed_packs, take_inventory
@@ -42,6 +42,7 @@ from drsync.prune.report import VmPruned
 from drsync.prune.sweeping import Swept, bar_late_writers, garbage_of, stale_maps, sweep
 from drsync.retention import Aged, Pin, Rules, Verdict, decide
 from drsync.store import ObjectInfo
+from drsync.window import place
 
 _LOGGER = logging.getLogger(__name__)
 _READERS: Final = 8

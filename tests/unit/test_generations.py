@@ -19,7 +19,7 @@ from drsync.errors import ChainBroken, KeyMissing, ObjectDamaged, PinForged
 from drsync.format import names, seal
 from drsync.format.keys import Keys, RootKey, RootKeys
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
-from drsync.image import WINDOW_BLOCKS, load_image
+from drsync.image import load_image
 from drsync.log import Log, beside, open_writer
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
@@ -28,6 +28,7 @@ from drsync.pins import PinRecord, pin_point, read_pins, unpin_point, write_pin
 from drsync.prune.run import USUAL
 from drsync.repository import Repository, open_repository
 from drsync.verify import verify
+from drsync.window import WINDOW_BLOCKS
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE

@@ -14,11 +14,12 @@ from shipped_vm import ZEROED, DiskStep, ShippedVm, Step, content, reopened, res
 from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
 from drsync.format.frame import HASH_BYTES
 from drsync.format.segment import DiskRows, PointMeta, position
-from drsync.image import NOWHERE, WINDOW_BLOCKS, PointImage, Window, load_image
+from drsync.image import PointImage, load_image
 from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, CaptureId, Kind
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.ship import ShipLimits
+from drsync.window import NOWHERE, WINDOW_BLOCKS, Window
 
 EDGES = (0, 1, WINDOW_BLOCKS - 1, WINDOW_BLOCKS, WINDOW_BLOCKS + 1, 2 * WINDOW_BLOCKS - 1, 2 * WINDOW_BLOCKS)
 LARGE = (2 * WINDOW_BLOCKS + 3) * BLOCK_SIZE - 512
@@ -126,7 +127,7 @@ def test_f15_a_disk_that_comes_back_starts_from_nothing(vm: ShippedVm) -> None:
 
 
 def test_laying_rows_over_a_window_takes_what_lies_in_it() -> None:
-    from drsync.image import place
+    from drsync.window import place
 
     (placed,) = place([rows_of((3, 9, 12), ((0, 2), (10, 2), (14, 2)))]).values()
     window = Window.empty(8, 6)

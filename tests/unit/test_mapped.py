@@ -32,11 +32,12 @@ from drsync import mapped, mapping
 from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing, StoreUnavailable
 from drsync.format import Malformed, names, seal
 from drsync.format.blockmap import MAX_OLDER_MAPS, THIS_MAP, MapMeta, decode_map, encode_map
-from drsync.image import WINDOW_BLOCKS, PointImage, load_image
+from drsync.image import PointImage, load_image
 from drsync.log import Log
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import MapPolicy, keep_mapped, write_map
 from drsync.model import BLOCK_SIZE
+from drsync.window import WINDOW_BLOCKS
 
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE
 

@@ -11,12 +11,13 @@ from shipped_vm import ZEROED, DiskStep, Step
 
 from drsync.format.frame import HASH_BYTES
 from drsync.format.segment import DiskMeta, DiskRows, PointMeta, SegmentMeta, pack_table
-from drsync.image import place, read_pack
 from drsync.log import Segment
 from drsync.model import BLOCK_SIZE, CaptureId, Consistency, Kind
+from drsync.packs import read_pack
 from drsync.prune.liveness import LinkLife, Placed, lives_of
 from drsync.prune.planning import FREE, Prices, plan_runs
 from drsync.units import GiB
+from drsync.window import place
 
 
 def no_packs(link: Segment, numbers: Sequence[int]) -> Iterator[Placed]:

@@ -20,12 +20,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from drsync.image import NOWHERE, WINDOW_BLOCKS, Container, PointImage, Window
+from drsync.image import PointImage
 from drsync.log import Log
 from drsync.model import BLOCK_SIZE, block_length
 from drsync.repository import VmObjects
 from drsync.restore import BlockReader, live_blocks, plan_fetches
 from drsync.target.ec2.snapshot import BLOCK_BYTES, Indexes
+from drsync.window import NOWHERE, WINDOW_BLOCKS, Container, Window
 
 PER_BLOCK: Final = BLOCK_BYTES // BLOCK_SIZE
 """drsync's blocks in one of EBS."""

@@ -18,7 +18,7 @@ from typing import Final
 from drsync.capture import newest_point
 from drsync.errors import CloudRefused, DrsyncError, StillProtected
 from drsync.format.segment import DiskMeta, PointMeta
-from drsync.image import WINDOW_BLOCKS, load_image
+from drsync.image import load_image
 from drsync.journal import Begin, Journal, Round, RoundDisk, RoundState, changed_bytes
 from drsync.log import Log, LogWriter, Segment, open_writer
 from drsync.model import Consistency, Kind, NoPace, Pace, Progress, block_count, new_capture_id
@@ -39,6 +39,7 @@ from drsync.target.ec2.aws import Aws
 from drsync.target.ec2.instances import Instances
 from drsync.target.ec2.snapshot import BLOCK_BYTES, FoundSnapshot, Keeper, Snapshots
 from drsync.target.ec2.volumes import Volumes
+from drsync.window import WINDOW_BLOCKS
 
 log = logging.getLogger(__name__)
 
