@@ -44,7 +44,8 @@ class Reach:
         with libvirt_needed(vm.name):
             from drsync.source.libvirt_pull import PullOptions  # noqa: PLC0415 - as libvirt_needed
             from drsync.source.libvirt_scratch import ScratchLimits  # noqa: PLC0415 - as libvirt_needed
-            from drsync.source.libvirt_source import LibvirtOptions, open_source  # noqa: PLC0415 - as libvirt_needed
+            from drsync.source.libvirt_source import open_source  # noqa: PLC0415 - as libvirt_needed
+            from drsync.source.libvirt_survey import LibvirtOptions  # noqa: PLC0415 - as libvirt_needed
 
         spool = self._spool.vm(vm.name)
         limits = ScratchLimits(keep_free_bytes=spool.keep_free_bytes)

@@ -46,7 +46,8 @@ from drsync.source import (
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
-from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import BROKEN_REASON, LibvirtOptions
 from drsync.source.libvirt_xml import checkpoint_xml
 
 ROOT: Final = Path(__file__).parents[1]

@@ -44,7 +44,7 @@ from drsync.source.libvirt_images import (
     protocol_options,
     split_bitmap,
 )
-from drsync.source.libvirt_source import RAW_REASON, LibvirtOptions, domain_xml
+from drsync.source.libvirt_survey import RAW_REASON, LibvirtOptions, domain_xml
 from drsync.source.libvirt_xml import DomainDisk, DomainXml
 from drsync.source.monitor import CommandRefused
 from drsync.source.nodes import BlockGraph, Node

@@ -20,7 +20,6 @@ milliseconds of that call.
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,52 +27,33 @@ from typing import Final, Self
 
 import libvirt
 
-from drsync.errors import CaptureFailed, CaptureTimeout, DiskMissing, LibraryMissing, LiveUnavailable, SourceLost
-from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock, block_count
+from drsync.errors import CaptureFailed, CaptureTimeout, LibraryMissing, LiveUnavailable, SourceLost
+from drsync.model import CaptureId, Clock, Consistency, Kind, Pace, Progress, SystemClock
 from drsync.source import NO_PACE, Base, CaptureResult, DiskSurvey, Instant, LiveView, Source, at_once
 from drsync.source.backup import boot_of_host, make_layer
-from drsync.source.bitmap import Owner, no_increment
+from drsync.source.bitmap import Owner
 from drsync.source.libvirt_checkpoints import Checkpoints
 from drsync.source.libvirt_connection import LibvirtDomain, LibvirtRefused
 from drsync.source.libvirt_copy import pulled_copy
-from drsync.source.libvirt_definition import describe, describe_disks, is_other_image
+from drsync.source.libvirt_definition import describe, describe_disks
 from drsync.source.libvirt_jobs import BackupFailed, BackupJobs, CopySpeeds, wait_until_closed
-from drsync.source.libvirt_pull import PullOptions, check_pull
+from drsync.source.libvirt_offline import OfflineSource
+from drsync.source.libvirt_pausing import Pausing
+from drsync.source.libvirt_pull import check_pull
 from drsync.source.libvirt_scratch import remove_scratch
 from drsync.source.libvirt_slices import open_view
-from drsync.source.libvirt_xml import DiskCopy, DomainDisk, DomainXml, backup_xml, checkpoint_xml, read_domain
+from drsync.source.libvirt_survey import LibvirtOptions, domain_xml, surveyed, why_not_incremental
+from drsync.source.libvirt_xml import DiskCopy, DomainDisk, DomainXml, backup_xml, checkpoint_xml
 from drsync.source.watch import Watch
 
 log = logging.getLogger(__name__)
 
 _CANCEL_TIMEOUT_S: Final = 60.0
 """A cancelled job ends when its requests in flight are done; longer means that a disk hangs."""
-_PAUSED_BY_US: Final = "paused-by-drsync"
-"""A file beside the layers while the guest is paused: whoever finds it after a crash lets the guest go on."""
 _COPYING: Final = "copying"
 """A file beside the layers while libvirt copies: if libvirtd ends meanwhile, it may forget a bitmap of its own."""
 _UNSERVED: Final = "unserved"
 """A file beside the layers: this QEMU could not serve its disks to drsync, so captures are left to it."""
-RAW_REASON: Final = "libvirt keeps no bitmap of a {format} image, so all of it is read every time"
-BROKEN_REASON: Final = "bitmap is missing or broken: QEMU did not end cleanly, or the image is another one"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LibvirtOptions:
-    """Which domain, and where."""
-
-    vm: str
-    domain: str
-    """Its name or UUID."""
-    uri: str
-    repository_tag: str
-    """First 8 hex digits of the repository's id: checkpoints of other repositories are not ours."""
-    layers: Path
-    """The directory below which all layers of this VM lie: a backup job that writes there is ours."""
-    exclude: Collection[str] = ()
-    """Targets of disks that are not captured."""
-    pull: PullOptions | None = None
-    """How it is read live; None: there is no place for that."""
 
 
 class LibvirtSource:
@@ -86,6 +66,7 @@ class LibvirtSource:
         self._owner = Owner(repository=options.repository_tag, vm=options.vm)
         self._domain = domain
         self._jobs = BackupJobs(domain, self._clock)
+        self._pausing = Pausing(domain, options.layers)
 
     def survey(
         self, base: Base | None, *, full: bool = False, tidy: bool = True, keep: Collection[CaptureId] = ()
@@ -93,7 +74,7 @@ class LibvirtSource:
         with self._translated():
             self._domain.check_run("survey")
             if tidy:
-                self._let_go()
+                self._pausing.let_go()
                 self._end_dead_jobs()
                 self._remove_forgotten()
             self._refuse_while_busy()
@@ -102,12 +83,14 @@ class LibvirtSource:
             if tidy:
                 self._remove_dead(checkpoints, xml, {*keep, *([base.capture] if base is not None else [])})
             sizes = {disk.target: self._size(disk) for disk in xml.disks}
-            reasons = {disk.target: self._problem(disk, sizes[disk.target], base, full=full) for disk in xml.disks}
+            reasons = {
+                disk.target: why_not_incremental(disk, sizes[disk.target], base, full=full) for disk in xml.disks
+            }
             dirty: dict[str, int] = {}
             wanted = [target for target, reason in reasons.items() if not reason]
             if base is not None and wanted:
                 dirty = checkpoints.dirty_bytes(base.capture, wanted)
-        return [_surveyed(disk, sizes[disk.target], reasons[disk.target], dirty) for disk in xml.disks]
+        return [surveyed(disk, sizes[disk.target], reasons[disk.target], dirty) for disk in xml.disks]
 
     def capture(
         self,
@@ -166,7 +149,7 @@ class LibvirtSource:
     def is_running(self) -> bool:
         self._domain.check_run("is_running")
         with self._translated():
-            return bool(self._state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+            return bool(self._pausing.state()[0] == libvirt.VIR_DOMAIN_RUNNING)
 
     def pause(self, *, timeout_s: float) -> bool:
         """libvirt bounds its calls itself: by its keepalive, and by how long it waits for a domain's job."""
@@ -179,7 +162,7 @@ class LibvirtSource:
     def resume(self, *, timeout_s: float) -> None:
         self._domain.check_run("resume")
         with self._translated():
-            self._resume()
+            self._pausing.resume()
 
     def release(self, keep: CaptureId) -> None:
         with self._translated():
@@ -200,16 +183,6 @@ class LibvirtSource:
     ) -> None:
         self.close()
 
-    def _state(self) -> tuple[int, int]:
-        """The domain's state and its reason (virDomainState)."""
-        state, reason = self._domain.call("virDomainGetState", self._domain.handle.state)
-        return state, reason
-
-    def _resume(self) -> None:
-        """Let it go on, unless it is not paused, or not by a request."""
-        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER):
-            self._domain.call("virDomainResume", self._domain.handle.resume)
-
     # What libvirt has
 
     def _checkpoints(self, xml: DomainXml) -> Checkpoints:
@@ -220,18 +193,9 @@ class LibvirtSource:
         info = self._domain.call("virDomainGetBlockInfo", lambda: self._domain.handle.blockInfo(disk.target))
         return int(info[0])
 
-    def _problem(self, disk: DomainDisk, size_bytes: int, base: Base | None, *, full: bool) -> str:
-        """Why no bitmap at all could make an increment of this disk; empty if one could."""
-        problem = no_increment(disk.target, size_bytes, base, full=full)
-        if problem or base is None:
-            return problem
-        if not disk.keeps_bitmaps:
-            return RAW_REASON.format(format=disk.top.format)
-        return is_other_image(base, disk.target, [storage.source for storage in disk.chain])
-
     def _refuse_while_busy(self) -> None:
         """A domain has one job at a time; one that arrives by a migration must not have its disks held, either."""
-        if self._state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+        if self._pausing.state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
             raise self._failed("virDomainGetState", "the VM is being migrated")
         blocker = self._jobs.blocker(self._is_layer)
         if blocker:
@@ -299,7 +263,7 @@ class LibvirtSource:
         checkpoint = self._checkpoint(capture, xml, [disk.name for disk in disks])
         with pulled_copy(self._domain, self._owner, base, disks, self._options.pull, self._clock) as copy:
             copy.prepare(xml, layers)
-            with instant(), self._paused() if xml.has_iothreads else _going_on():
+            with instant(), self._pausing.paused() if xml.has_iothreads else _going_on():
                 time = self._clock.now().astimezone(UTC)
                 try:
                     copy.begin(checkpoint)
@@ -377,7 +341,7 @@ class LibvirtSource:
         targets = [*(disk.target for disk in xml.disks), *xml.excluded]
         backup = backup_xml(copies, [t for t in targets if t not in {copy.target for copy in copies}])
         checkpoint = self._checkpoint(capture, xml, [copy.target for copy in copies if copy.checkpoint])
-        with instant(), self._paused() if xml.has_iothreads else _going_on():
+        with instant(), self._pausing.paused() if xml.has_iothreads else _going_on():
             time = self._clock.now().astimezone(UTC)
             self._fix_instant(backup, checkpoint)
         return time
@@ -392,35 +356,6 @@ class LibvirtSource:
         """The one call that takes all disks as they are now."""
         flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
         self._domain.call("virDomainBackupBegin", lambda: self._domain.handle.backupBegin(backup, checkpoint, flags))
-
-    # Pausing, for iothreads
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """The guest stands still inside, if it was running. After a crash in between, the next survey lets it go on."""
-        if self._state()[0] != libvirt.VIR_DOMAIN_RUNNING:
-            yield
-            return
-        self._mark.write_text(f"{self._domain.uuid} {self._domain.run_id}")
-        try:
-            self._domain.call("virDomainSuspend", self._domain.handle.suspend)
-            yield
-        finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Let a guest go on that this or an earlier drsync has paused."""
-        try:
-            paused = self._mark.read_text()
-        except FileNotFoundError:
-            return
-        if paused == f"{self._domain.uuid} {self._domain.run_id}":
-            self._resume()
-        self._mark.unlink(missing_ok=True)
-
-    @property
-    def _mark(self) -> Path:
-        return self._options.layers / _PAUSED_BY_US
 
     # Clearing away
 
@@ -494,28 +429,12 @@ class LibvirtSource:
         return CaptureFailed(vm=self._options.vm, operation=operation, problem=problem)
 
 
-def domain_xml(domain: LibvirtDomain, options: LibvirtOptions) -> DomainXml:
-    """What libvirt says of the domain; it has a disk to capture.
-
-    Raises:
-        DiskMissing: it has none, or all are excluded.
-    """
-    text = domain.call("virDomainGetXMLDesc", lambda: domain.handle.XMLDesc(0))
-    xml = read_domain(text, options.exclude)
-    if not xml.disks:
-        known = ", ".join(xml.excluded) or "none"
-        raise DiskMissing(vm=options.vm, node="that is not excluded", known=known)
-    return xml
-
-
 def open_source(options: LibvirtOptions, *, clock: Clock | None = None) -> Source:
     """A session with a domain, whether it runs or is off.
 
     Raises:
         LibvirtUnreachable, DomainMissing: as LibvirtDomain.
     """
-    from drsync.source.libvirt_offline import OfflineSource  # noqa: PLC0415  it builds on this module
-
     domain = LibvirtDomain(options.vm, options.uri, options.domain)
     return LibvirtSource(options, domain, clock=clock) if domain.active else OfflineSource(options, domain, clock=clock)
 
@@ -523,33 +442,3 @@ def open_source(options: LibvirtOptions, *, clock: Clock | None = None) -> Sourc
 @contextmanager
 def _going_on() -> Iterator[None]:
     yield
-
-
-def _surveyed(disk: DomainDisk, size_bytes: int, reason: str, dirty: Mapping[str, int]) -> DiskSurvey:
-    if not reason and disk.target not in dirty:
-        reason = BROKEN_REASON
-    return DiskSurvey(
-        name=disk.target,
-        size_bytes=size_bytes,
-        kind=Kind.FULL if reason else Kind.INCREMENTAL,
-        reason=reason,
-        copy_bytes=_full_bytes(disk, size_bytes) if reason else min(dirty[disk.target], size_bytes),
-        persistent=disk.keeps_bitmaps,
-    )
-
-
-def _full_bytes(disk: DomainDisk, size_bytes: int) -> int:
-    """Upper bound of what a full copies: what its images take where the host can tell, else the disk's size.
-
-    A layer needs tables beside that, to say of the rest that it is zeros.
-    """
-    tables_bytes = -(-block_count(size_bytes) // 8192) * 65536
-    used = 0
-    for storage in disk.chain:
-        if storage.type != "file" or storage.path is None:
-            return size_bytes + tables_bytes
-        try:
-            used += storage.path.stat().st_blocks * 512
-        except OSError:
-            return size_bytes + tables_bytes
-    return min(used, size_bytes) + tables_bytes

@@ -23,7 +23,8 @@ from source_bench import MIB, TAG
 from drsync.source import libvirt_definition
 from drsync.source.libvirt_connection import LibvirtDomain
 from drsync.source.libvirt_definition import describe
-from drsync.source.libvirt_source import LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import LibvirtOptions
 from drsync.source.libvirt_xml import read_domain
 
 pytestmark = pytest.mark.qemu

@@ -15,7 +15,8 @@ from drsync.errors import CaptureFailed, SourceLost
 from drsync.model import Kind, new_capture_id
 from drsync.source.bitmap import Owner
 from drsync.source.libvirt_offline import OfflineSource
-from drsync.source.libvirt_source import LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import LibvirtOptions
 
 pytestmark = pytest.mark.qemu
 

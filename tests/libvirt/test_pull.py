@@ -18,7 +18,8 @@ from drsync.model import BLOCK_SIZE, Kind, NoPace, new_capture_id
 from drsync.source import Base, BaseDisk, DiskSurvey, Source
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
-from drsync.source.libvirt_source import LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import LibvirtOptions
 
 MIB: Final = 1024 * 1024
 SIZES: Final = {"vda": 20 * MIB + 1536, "vdb": 4 * MIB}

@@ -31,7 +31,8 @@ from drsync.source.bitmap import Owner
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
 from drsync.source.libvirt_slices import PullView
-from drsync.source.libvirt_source import LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import LibvirtOptions
 
 BUDGET_S: Final = 20.0
 """No history is begun later than this after the first one: a loaded machine tries fewer."""

@@ -30,7 +30,8 @@ from drsync.session import Session
 from drsync.source import LiveView
 from drsync.source.libvirt_pull import PullOptions
 from drsync.source.libvirt_scratch import ScratchLimits
-from drsync.source.libvirt_source import LibvirtOptions, LibvirtSource, open_source
+from drsync.source.libvirt_source import LibvirtSource, open_source
+from drsync.source.libvirt_survey import LibvirtOptions
 
 MIB: Final = 1024 * 1024
 SIZE: Final = 48 * MIB

@@ -18,7 +18,8 @@ from drsync.errors import CaptureFailed, DomainMissing, LibvirtUnreachable, Sour
 from drsync.model import Kind, new_capture_id
 from drsync.source import Base, BaseDisk
 from drsync.source.bitmap import Owner
-from drsync.source.libvirt_source import BROKEN_REASON, LibvirtOptions, open_source
+from drsync.source.libvirt_source import open_source
+from drsync.source.libvirt_survey import BROKEN_REASON, LibvirtOptions
 from drsync.source.libvirt_xml import checkpoint_xml
 
 pytestmark = pytest.mark.qemu
