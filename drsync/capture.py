@@ -6,6 +6,7 @@
       └ let a guest go that a dead                             └ nothing changed: note it, done
         process held (quiesce.py)
     Each step leaves a state from which the next cycle goes on; docs/architecture.md lists them.
+    opening.py opens the log, and keeps what this host knows of it; sending.py ships what is in the spool.
 
 The old bitmap is dropped only after the commit, the layers only after that: a
 crash between any two steps costs at most one capture, never a point.
@@ -15,8 +16,8 @@ and lies below it in the next point (heal.py).
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -26,28 +27,24 @@ import msgspec
 from drsync.errors import (
     DrsyncError,
     Fenced,
-    LayerDamaged,
     LibraryMissing,
     LiveUnavailable,
     LogAdvanced,
     SpoolError,
 )
 from drsync.format.segment import PointMeta
-from drsync.heads import Heads, KnownHead, note_of, stand_in_of
+from drsync.heads import Heads
 from drsync.heal import Healed, Healer, HealPlan, read_again
-from drsync.image import PointImage, load_image
-from drsync.journal import Journal
-from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.log import Log, LogWriter, Segment
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
-from drsync.packs import FAILURES
+from drsync.opening import LogOpening
 from drsync.quiesce import NoQuiesce, Quiescing
 from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
-from drsync.ship import Seeded, ship
+from drsync.sending import Sending
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
-from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
+from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -122,10 +119,10 @@ def run_cycle(
         try:
             return _run_twice(cycle)
         except BaseException as err:
-            cycle.forget_head()
+            cycle.opening.forget_head()
             if isinstance(err, DrsyncError):
                 with suppress(SpoolError):  # what can't be noted is still raised
-                    cycle.remember(error=str(err), error_at=clock.now().isoformat())
+                    cycle.opening.remember(error=str(err), error_at=clock.now().isoformat())
             raise
 
 
@@ -135,7 +132,7 @@ def _run_twice(cycle: "_Cycle") -> Outcome:
         return cycle.run()
     except LogAdvanced as err:
         _LOGGER.info("%s; the cycle begins anew", err)
-        cycle.forget_head()
+        cycle.opening.forget_head()
         return cycle.run()
 
 
@@ -160,116 +157,26 @@ class _Cycle:
         self._progress = progress
         self._options = options
         self._quiesce = quiesce
-        self._writer_id = writer_id
+        self.opening = LogOpening(log, spool, writer_id, options.heads, take_over=options.take_over)
+        self._sending = Sending(log, spool, self.opening, clock, progress, options.seed)
         self._healer = Healer(log, spool)
         self._full = options.full
-        self._head_is_lost = False
-        """The newest segment is damaged: nothing is known of the point before, and everything is sent."""
 
     def run(self) -> Outcome:
         self._quiesce.recover()
-        writer = self._open_log()
+        writer = self.opening.open()
         try:
-            shipped = self._ship_waiting(writer)
+            shipped = self._sending.ship_waiting(writer)
             with self._open_source() as source:
                 outcome = self._capture(writer, source, shipped)
         except Fenced as fenced:
-            self.remember(fenced_by=str(fenced.fields["writer"]))
+            self.opening.remember(fenced_by=str(fenced.fields["writer"]))
             raise
         self._quiesce.settle()
         return outcome
 
-    def _open_log(self) -> LogWriter:
-        state = self._spool.state()
-        if state.fenced_by and not self._options.take_over:
-            head = self._log.read(self._log.newest(after=state.wrote_seq))
-            raise Fenced(vm=self._log.vm, writer=state.fenced_by, epoch=head.meta.epoch)
-        known = self._known_head(state)
-        if known is not None:
-            return LogWriter(self._log, self._writer_id, known.head, horizon=known.horizon)
-        wrote_before = bool(state.wrote_seq) and not self._options.take_over
-        stand_in = stand_in_of(state, self._writer_id)
-        try:
-            writer = open_writer(
-                self._log,
-                self._writer_id,
-                known_seq=state.wrote_seq,
-                wrote_before=wrote_before,
-                known_horizon=state.horizon,
-                stand_in=stand_in,
-            )
-        except Fenced as fenced:
-            self.remember(fenced_by=str(fenced.fields["writer"]))
-            raise
-        self._head_is_lost = writer.head is not None and writer.head is stand_in
-        if writer.head is not None and not self._head_is_lost:
-            note = note_of(writer.head)
-            self.remember(wrote_seq=note.seq, head=note, horizon=writer.horizon, fenced_by="")
-            self._note_head(writer)
-        return writer
-
-    def _known_head(self, state: VmState) -> KnownHead | None:
-        """The head of the log, if this process saw it not long ago and no other one on this host wrote since."""
-        known = self._options.heads.of(self._log.vm) if self._options.heads is not None else None
-        if known is None or self._options.take_over or state.fenced_by:
-            return None
-        return known if (known.head.seq, known.head.meta.writer) == (state.wrote_seq, self._writer_id) else None
-
-    def _note_head(self, writer: LogWriter) -> None:
-        if self._options.heads is not None and writer.head is not None:
-            self._options.heads.note(self._log.vm, writer.head, writer.horizon)
-
-    def forget_head(self) -> None:
-        """Look for the head next time: what was being done may have changed it."""
-        if self._options.heads is not None:
-            self._options.heads.forget(self._log.vm)
-
-    def remember(self, **changes: object) -> None:
-        """Change what this host remembers of the VM."""
-        self._spool.remember(msgspec.structs.replace(self._spool.state(), **changes))
-
-    def _ship_waiting(self, writer: LogWriter) -> Segment | None:
-        """Ship the capture that an earlier cycle left complete, unless it is committed already."""
-        waiting = self._spool.waiting()
-        if waiting is None:
-            return None
-        head = self._newest_point(writer)
-        base = head.meta.point.capture if head and head.meta.point else None
-        if base == waiting.capture:
-            self._spool.remove(waiting.capture)  # committed; the crash came before the removal
-            return None
-        if self._head_is_lost or waiting.base != base:  # behind a lost head: it is that, or an increment over it
-            _LOGGER.warning("vm=%s dropped capture=%s: the log went on without it", self._log.vm, waiting.capture)
-            self._spool.remove(waiting.capture)
-            return None
-        seed = self._seed_of(waiting, head)
-        if waiting.seed is not None and seed is None:
-            _LOGGER.warning("vm=%s dropped capture=%s: the seed is gone that it closes", self._log.vm, waiting.capture)
-            self._spool.remove(waiting.capture)
-            return None
-        return self._ship(waiting, writer, seed)
-
-    def _seed_of(self, waiting: SpooledCapture, head: Segment | None) -> Seed | None:
-        """The seed that a spooled capture closes, if all of it is there still."""
-        journal = open_journal(self._spool, waiting.base, send_all=False) if waiting.seed is not None else None
-        if journal is None or journal.present is None or journal.present.begun.capture != waiting.seed:
-            return None
-        seed = self._seed(journal, head)
-        return None if seed.drop_missing_packs() else seed
-
-    def _seed(self, journal: Journal, head: Segment | None) -> Seed:
-        return Seed(
-            journal,
-            self._log,
-            head,
-            self._spool,
-            clock=self._clock,
-            progress=self._progress,
-            options=self._options.seed,
-        )
-
     def _capture(self, writer: LogWriter, source: Source, shipped: Segment | None) -> Outcome:
-        head = self._newest_point(writer)
+        head = self._sending.newest_point(writer)
         base = base_of(head)
         over = base.capture if base is not None else None
         unchanged = Outcome(
@@ -290,7 +197,7 @@ class _Cycle:
             return replace(unchanged, result=Result.SEED_DUE)
         if journal is None:
             journal = begin_journal(self._spool, over, send_all=self._full, clock=self._clock)
-        seed = self._seed(journal, head)
+        seed = self._sending.seed(journal, head)
         try:
             closing = seed.run(source)
         except (LiveUnavailable, LibraryMissing) as err:
@@ -301,12 +208,9 @@ class _Cycle:
             writer, source, closing.base, closing.disks, shipped, seed=seed, over=over, broken=_is_broken(plan)
         )
 
-    def _newest_point(self, writer: LogWriter) -> Segment | None:
-        return newest_point(self._log, writer.head) if not self._head_is_lost else None
-
     def _heal_plan(self, head: Segment | None) -> HealPlan | None:
         """What the repository has lost of the newest point: all of it, if nobody can tell what that was."""
-        if self._head_is_lost:
+        if self.opening.head_is_lost:
             return HealPlan(blocks={}, broken=True, records=())
         return self._healer.plan(head.seq, self._clock.now()) if head is not None else None
 
@@ -326,7 +230,7 @@ class _Cycle:
             return self._push(
                 writer, source, base, disks, unchanged.shipped_before, healed=healed, broken=_is_broken(plan)
             )
-        self.remember(checked_at=unchanged.checked_at.isoformat(), error="", error_at="")
+        self.opening.remember(checked_at=unchanged.checked_at.isoformat(), error="", error_at="")
         return unchanged
 
     def _read_again(self, source: Source, disks: Sequence[DiskSurvey], plan: HealPlan | None) -> Healed | None:
@@ -386,10 +290,10 @@ class _Cycle:
         """
         self._spool.check_room(sum(d.copy_bytes for d in disks))
         spooled = self._take(source, base, disks, seed=seed, over=over)
-        segment = self._ship(spooled, writer, seed, healed)
+        segment = self._sending.ship(spooled, writer, seed, healed)
         source.release(spooled.capture)
         taken_at = datetime.fromisoformat(spooled.time)
-        self.remember(checked_at=spooled.time, error="", error_at="")
+        self.opening.remember(checked_at=spooled.time, error="", error_at="")
         self._keep_mapped(segment, alone=broken)
         if healed is not None or broken:
             self._look_again()
@@ -452,65 +356,6 @@ class _Cycle:
             raise
         return spooled
 
-    def _ship(
-        self, spooled: SpooledCapture, writer: LogWriter, seed: Seed | None = None, healed: Healed | None = None
-    ) -> Segment:
-        """Commit a spooled capture and remove it from the spool; with it the `seed` that it closes, or what it heals.
-
-        If this dies, the capture is shipped by the next cycle without what it healed, which then heals anew.
-        """
-        with ExitStack() as stack:
-            try:
-                layers = {
-                    d.name: stack.enter_context(Layer(self._spool.layer_path(spooled.capture, d.name), d.size_bytes))
-                    for d in spooled.disks
-                }
-                before = self._point_before(spooled, writer)
-                self._progress.start("ship", self._spool.used_bytes())
-                seeded = seed.seeded([d.name for d in spooled.disks]) if seed is not None else None
-                if healed is not None:
-                    told = spooled.definition | {"healed": healed.told}
-                    spooled = msgspec.structs.replace(spooled, definition=told)
-                    kinds = dict.fromkeys(layers, Kind.INCREMENTAL)
-                    seeded = Seeded(rounds=[healed.packs], kinds=kinds, changed_bytes={})
-                segment = self._shipped(spooled, layers, writer, before, seeded)
-            except LayerDamaged:
-                self._spool.remove(spooled.capture)  # QEMU's bitmaps still hold all of it
-                raise
-        self.remember(wrote_seq=segment.seq, head=note_of(segment))
-        self._note_head(writer)
-        self._spool.remove(spooled.capture)
-        self._spool.remove_journal()  # of the seed that this closes, or of one that goes on from an older point
-        return segment
-
-    def _shipped(
-        self,
-        spooled: SpooledCapture,
-        layers: Mapping[str, Layer],
-        writer: LogWriter,
-        before: PointImage | None,
-        seeded: Seeded | None,
-    ) -> Segment:
-        """Commit; where the point before can't be compared with, since it is damaged, everything is sent."""
-        limits = self._options.seed.limits
-        try:
-            return ship(spooled, layers, writer, before, self._progress, limits, seeded=seeded)
-        except FAILURES as err:
-            if before is None:
-                raise
-            _LOGGER.warning("vm=%s sends everything: the point before is damaged: %s", self._log.vm, err)
-            return ship(spooled, layers, writer, None, self._progress, limits, seeded=seeded)
-
-    def _point_before(self, spooled: SpooledCapture, writer: LogWriter) -> PointImage | None:
-        head = self._newest_point(writer)
-        if head is None or spooled.send_all or not any(d.full for d in spooled.disks):
-            return None
-        try:
-            return load_image(self._log, head.seq)
-        except FAILURES as err:
-            _LOGGER.warning("vm=%s sends everything: the log is damaged: %s", self._log.vm, err)
-            return None
-
 
 def _is_broken(plan: HealPlan | None) -> bool:
     return plan is not None and plan.broken
@@ -523,13 +368,6 @@ def base_of(head: Segment | None) -> Base | None:
     point: PointMeta = head.meta.point
     disks = [BaseDisk(name=d.name, size_bytes=d.size_bytes) for d in point.disks]
     return Base(capture=point.capture, disks=disks, definition=point.definition)
-
-
-def newest_point(log: Log, head: Segment | None) -> Segment | None:
-    """The newest segment that holds a point; fences in front of it are passed over."""
-    while head is not None and head.meta.point is None:
-        head = log.read(head.seq - 1) if head.seq > 1 else None
-    return head
 
 
 def _is_unchanged(base: Base, disks: Sequence[DiskSurvey]) -> bool:

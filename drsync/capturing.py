@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from drsync.capture import CaptureOptions, Outcome, Result, base_of, newest_point, run_cycle
+from drsync.capture import CaptureOptions, Outcome, Result, base_of, run_cycle
 from drsync.config import VmSettings, captured_together
 from drsync.errors import LibraryMissing, LiveUnavailable
 from drsync.group import Assembly, run_together
-from drsync.heads import Heads
+from drsync.heads import Heads, newest_point
 from drsync.model import Progress
 from drsync.quiesce import Company
 from drsync.seed import SeedOptions, is_to_be_streamed

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from drsync.format.segment import SegmentMeta, pack_table
-from drsync.log import Segment
+from drsync.log import Log, Segment
 from drsync.model import Clock
 from drsync.spool import HeadNote, VmState
 
@@ -77,3 +77,10 @@ def stand_in_of(state: VmState, writer: str) -> Segment | None:
         seq=note.seq, epoch=note.epoch, writer=writer, previous="", point=None, packs=0, contents=[], rounds=[]
     )
     return Segment.unstored(meta, pack_table([]), index_sha256=bytes.fromhex(note.index_sha256))
+
+
+def newest_point(log: Log, head: Segment | None) -> Segment | None:
+    """The newest segment that holds a point; fences in front of it are passed over."""
+    while head is not None and head.meta.point is None:
+        head = log.read(head.seq - 1) if head.seq > 1 else None
+    return head

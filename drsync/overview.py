@@ -7,10 +7,10 @@ from typing import Final
 
 from drsync import catalog
 from drsync.beating import warn_if_rotated
-from drsync.capture import newest_point
 from drsync.catalog import LogSummary, Point, PreflightTold, VmStatus
 from drsync.config import VmSettings
 from drsync.errors import IntegrityError, KeyMissing, ObjectDamaged, ObjectMissing, SourceError
+from drsync.heads import newest_point
 from drsync.heartbeat import Heartbeats, Seen, read_heartbeats
 from drsync.hurt import TOLD_NAME, DamageTold, standing_of
 from drsync.journal import Journal, seed_progress

@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from drsync.capture import newest_point
 from drsync.errors import CloudRefused, DrsyncError, StillProtected
 from drsync.format.segment import DiskMeta, PointMeta
+from drsync.heads import newest_point
 from drsync.image import load_image
 from drsync.journal import Begin, Journal, Round, RoundDisk, RoundState, changed_bytes
 from drsync.log import Log, LogWriter, Segment, open_writer
