@@ -35,7 +35,7 @@ from drsync.errors import (
 from drsync.format.segment import PointMeta
 from drsync.heads import Heads
 from drsync.heal import Healed, Healer, HealPlan, read_again
-from drsync.log import Log, LogWriter, Segment
+from drsync.log import Log, Segment
 from drsync.mapping import USUAL, MapPolicy, keep_mapped, write_map_alone
 from drsync.model import CaptureId, Clock, Kind, NoPace, Pace, Progress, new_capture_id
 from drsync.opening import LogOpening
@@ -45,6 +45,7 @@ from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, ope
 from drsync.sending import Sending
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
 from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
+from drsync.writer import LogWriter
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from drsync.heads import newest_point, note_of
 from drsync.heal import Healed
 from drsync.image import PointImage, load_image
 from drsync.journal import Journal
-from drsync.log import Log, LogWriter, Segment
+from drsync.log import Log, Segment
 from drsync.model import Clock, Kind, Progress
 from drsync.opening import LogOpening
 from drsync.packs import FAILURES
@@ -19,6 +19,7 @@ from drsync.seed import Seed, SeedOptions, open_journal
 from drsync.ship import Seeded, ship
 from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, VmSpool
+from drsync.writer import LogWriter
 
 _LOGGER = logging.getLogger(__name__)
 

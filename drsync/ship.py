@@ -39,12 +39,13 @@ from drsync.format.segment import (
     position,
 )
 from drsync.image import PointImage
-from drsync.log import LogWriter, Segment
+from drsync.log import Segment
 from drsync.model import BLOCK_SIZE, Kind, Progress
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.repository import VmObjects
 from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, SpooledDisk
+from drsync.writer import LogWriter
 
 _CHANGE_ZERO_RUNS: Final = TABLE_BLOCKS // 2  # of a table whose every other block is zero
 

@@ -28,7 +28,7 @@ from drsync.format.frame import HASH_BYTES, FrameSealer
 from drsync.format.keys import RecoveryKey, RootKey
 from drsync.format.segment import DiskRows, PackEntry, position
 from drsync.image import PointImage, load_image
-from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.log import Log, Segment
 from drsync.model import (
     BLOCK_SIZE,
     CaptureId,
@@ -48,6 +48,7 @@ from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, SpooledDisk
 from drsync.store import ObjectStore
 from drsync.store.memory import MemoryStore
+from drsync.writer import LogWriter, open_writer
 
 Blocks = dict[int, bytes]
 SMALL: Final = ShipLimits(object_blocks=3, object_zero_runs=4, workers=2)

@@ -10,11 +10,12 @@ from typing import Final
 from drsync.errors import Fenced, IntegrityError, LogAdvanced, ObjectMissing, StoreDenied
 from drsync.format import names
 from drsync.horizon import Horizon
-from drsync.log import Log, LogWriter
+from drsync.log import Log
 from drsync.mapped import read_map
 from drsync.prune.inventory import Inventory
 from drsync.repository import VmObjects
 from drsync.store import ObjectInfo
+from drsync.writer import LogWriter
 
 _LOGGER = logging.getLogger(__name__)
 _WORKERS: Final = 8

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from drsync.format.keys import RootKey
-from drsync.log import Log, LogWriter, open_writer
+from drsync.log import Log
 from drsync.model import BLOCK_SIZE, Consistency, NoProgress, SystemClock, new_capture_id
 from drsync.qcow2 import ImageReader
 from drsync.repository import create_repository, open_repository
@@ -24,6 +24,7 @@ from drsync.source.layer import Layer
 from drsync.spool import SpooledCapture, SpooledDisk, boot_id
 from drsync.store.open import open_store
 from drsync.store.retry import RetryingStore
+from drsync.writer import LogWriter, open_writer
 
 
 def new_log(repository: Path) -> LogWriter:

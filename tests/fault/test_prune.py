@@ -33,7 +33,7 @@ from drsync.errors import (
 )
 from drsync.format import names
 from drsync.image import PointImage, load_image
-from drsync.log import Log, open_writer
+from drsync.log import Log
 from drsync.mapped import load_mapped_image, newest_stretch
 from drsync.mapping import MapPolicy, write_map
 from drsync.model import BLOCK_SIZE, Kind
@@ -43,6 +43,7 @@ from drsync.seed import SeedOptions
 from drsync.ship import ShipLimits
 from drsync.store import ObjectStore
 from drsync.verify import verify
+from drsync.writer import open_writer
 
 SIZE: Final = 14 * BLOCK_SIZE
 WITH_GRACE: Final = PruneOptions(grace=timedelta(days=1), orphan_grace=timedelta(days=14))

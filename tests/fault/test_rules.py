@@ -23,7 +23,6 @@ from drsync.errors import EncodingWrong, Fenced, StoreFull, StoreUnavailable
 from drsync.format import names, seal
 from drsync.format.keys import new_object_id
 from drsync.heartbeat import Seen, write_heartbeat
-from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, Kind
 from drsync.prune.run import PruneOptions, prune_vm
 from drsync.retention import Rules
@@ -32,6 +31,7 @@ from drsync.ship import ShipLimits
 from drsync.store import Bytes, ObjectStore
 from drsync.store.directory import DirectoryStore
 from drsync.store.retry import RetryingStore, RetryPolicy
+from drsync.writer import open_writer
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from s3_lab import ROOT
 from shipped_vm import ZEROED, DiskStep, ShippedVm, Step, content, read_raw, restored
 
 from drsync.errors import Fenced
-from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE
 from drsync.units import GiB
+from drsync.writer import open_writer
 
 pytestmark = [pytest.mark.localstack, pytest.mark.timeout(300)]
 

@@ -26,8 +26,8 @@ from drsync.catalog import (
     state_of,
 )
 from drsync.errors import ChainBroken, UnknownPoint
-from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, CaptureId, Consistency, Kind
+from drsync.writer import open_writer
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 BEGINNING = datetime.min.replace(tzinfo=UTC)

@@ -20,7 +20,7 @@ from drsync.format import names, seal
 from drsync.format.keys import Keys, RootKey, RootKeys
 from drsync.heartbeat import Seen, read_heartbeats, write_heartbeat
 from drsync.image import load_image
-from drsync.log import Log, beside, open_writer
+from drsync.log import Log, beside
 from drsync.mapped import listed_maps, load_mapped_image, newest_stretch, read_map
 from drsync.mapping import write_map
 from drsync.model import BLOCK_SIZE, NoProgress
@@ -29,6 +29,7 @@ from drsync.prune.run import USUAL
 from drsync.repository import Repository, open_repository
 from drsync.verify import verify
 from drsync.window import WINDOW_BLOCKS
+from drsync.writer import open_writer
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LARGE = (3 * WINDOW_BLOCKS + 5) * BLOCK_SIZE

@@ -15,11 +15,11 @@ from drsync.errors import ChainBroken, ObjectDamaged, ObjectMissing
 from drsync.format.frame import HASH_BYTES
 from drsync.format.segment import DiskRows, PointMeta, position
 from drsync.image import PointImage, load_image
-from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, CaptureId, Kind
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.ship import ShipLimits
 from drsync.window import NOWHERE, WINDOW_BLOCKS, Window
+from drsync.writer import open_writer
 
 EDGES = (0, 1, WINDOW_BLOCKS - 1, WINDOW_BLOCKS, WINDOW_BLOCKS + 1, 2 * WINDOW_BLOCKS - 1, 2 * WINDOW_BLOCKS)
 LARGE = (2 * WINDOW_BLOCKS + 3) * BLOCK_SIZE - 512

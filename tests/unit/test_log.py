@@ -11,8 +11,9 @@ from shipped_vm import DiskStep, ShippedVm, Step, objects_of, reopened, restored
 
 from drsync.errors import ChainBroken, Fenced, ObjectDamaged, ObjectMissing, PointLost, StoreUnavailable
 from drsync.format import names
-from drsync.log import Log, LogWriter, open_writer
+from drsync.log import Log
 from drsync.model import BLOCK_SIZE
+from drsync.writer import LogWriter, open_writer
 
 
 @pytest.fixture

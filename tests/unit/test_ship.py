@@ -25,9 +25,9 @@ from strategies import histories
 from drsync.errors import Fenced, PointUnwritable, StoreUnavailable
 from drsync.format import names
 from drsync.image import load_image
-from drsync.log import open_writer
 from drsync.model import BLOCK_SIZE, Kind
 from drsync.ship import ShipLimits
+from drsync.writer import open_writer
 
 
 @pytest.fixture

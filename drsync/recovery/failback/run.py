@@ -20,7 +20,7 @@ from drsync.format.segment import DiskMeta, PointMeta
 from drsync.heads import newest_point
 from drsync.image import load_image
 from drsync.journal import Begin, Journal, Round, RoundDisk, RoundState, changed_bytes
-from drsync.log import Log, LogWriter, Segment, open_writer
+from drsync.log import Log, Segment
 from drsync.model import Consistency, Kind, NoPace, Pace, Progress, block_count, new_capture_id
 from drsync.recovery.cloud.cost import Cost, failback_cost
 from drsync.recovery.cloud.made import Kind as Thing
@@ -40,6 +40,7 @@ from drsync.target.ec2.instances import Instances
 from drsync.target.ec2.snapshot import BLOCK_BYTES, FoundSnapshot, Keeper, Snapshots
 from drsync.target.ec2.volumes import Volumes
 from drsync.window import WINDOW_BLOCKS
+from drsync.writer import LogWriter, open_writer
 
 log = logging.getLogger(__name__)
 
