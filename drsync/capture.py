@@ -44,7 +44,8 @@ from drsync.seed import USUAL as USUAL_SEED
 from drsync.seed import Seed, SeedOptions, begin_journal, is_to_be_streamed, open_journal
 from drsync.sending import Sending
 from drsync.source import Base, BaseDisk, CaptureResult, DiskSurvey, Source
-from drsync.spool import SpooledCapture, SpooledDisk, VmSpool, boot_id
+from drsync.spool import VmSpool, boot_id
+from drsync.spooled import SpooledCapture, SpooledDisk
 from drsync.writer import LogWriter
 
 _LOGGER = logging.getLogger(__name__)

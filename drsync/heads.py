@@ -16,7 +16,7 @@ from typing import Final
 from drsync.format.segment import SegmentMeta, pack_table
 from drsync.log import Log, Segment
 from drsync.model import Clock
-from drsync.spool import HeadNote, VmState
+from drsync.spooled import HeadNote, VmState
 
 FRESH_S: Final = 600.0
 """How long a head is taken for the newest segment without a look: an idle VM costs two requests in this time."""

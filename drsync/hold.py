@@ -23,7 +23,8 @@ from drsync.errors import CaptureFailed, DomainMissing, SourceError, SourceLost,
 from drsync.model import Clock
 from drsync.source import INSTANT_TIMEOUT_S, Source
 from drsync.source.agent import ANSWER_S, AgentAbsent, AgentFailed, AgentRefused, GuestAgent
-from drsync.spool import HeldGuest, VmSpool, boot_id
+from drsync.spool import VmSpool, boot_id
+from drsync.spooled import HeldGuest
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ import msgspec
 from drsync.errors import Fenced
 from drsync.heads import Heads, KnownHead, note_of, stand_in_of
 from drsync.log import Log
-from drsync.spool import VmSpool, VmState
+from drsync.spool import VmSpool
+from drsync.spooled import VmState
 from drsync.writer import LogWriter, open_writer
 
 

@@ -19,7 +19,7 @@ from drsync.preflight.findings import Verdict
 from drsync.preflight.report import KEPT_NAME, Report
 from drsync.scrub import STATE_NAME, ScrubState
 from drsync.session import Session
-from drsync.spool import VmState
+from drsync.spooled import VmState
 
 _READERS: Final = 16
 """VMs that are looked at at once: a request takes tens of milliseconds, and each VM needs two."""

@@ -18,7 +18,8 @@ from drsync.packs import FAILURES
 from drsync.seed import Seed, SeedOptions, open_journal
 from drsync.ship import Seeded, ship
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, VmSpool
+from drsync.spool import VmSpool
+from drsync.spooled import SpooledCapture
 from drsync.writer import LogWriter
 
 _LOGGER = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from drsync.model import BLOCK_SIZE, Kind, Progress
 from drsync.qcow2 import TABLE_BLOCKS
 from drsync.repository import VmObjects
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk
+from drsync.spooled import SpooledCapture, SpooledDisk
 from drsync.writer import LogWriter
 
 _CHANGE_ZERO_RUNS: Final = TABLE_BLOCKS // 2  # of a table whose every other block is zero

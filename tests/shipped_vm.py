@@ -45,7 +45,7 @@ from drsync.repository import Repository, create_repository, open_repository
 from drsync.restore import restore_disk
 from drsync.ship import Seeded, ShipLimits, ship
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk
+from drsync.spooled import SpooledCapture, SpooledDisk
 from drsync.store import ObjectStore
 from drsync.store.memory import MemoryStore
 from drsync.writer import LogWriter, open_writer

@@ -21,7 +21,8 @@ from drsync.qcow2 import ImageReader
 from drsync.repository import create_repository, open_repository
 from drsync.ship import ship
 from drsync.source.layer import Layer
-from drsync.spool import SpooledCapture, SpooledDisk, boot_id
+from drsync.spool import boot_id
+from drsync.spooled import SpooledCapture, SpooledDisk
 from drsync.store.open import open_store
 from drsync.store.retry import RetryingStore
 from drsync.writer import LogWriter, open_writer

@@ -21,7 +21,8 @@ from storage_daemon import StorageDaemon
 from drsync.cli.app import App
 from drsync.cli.daemon import wait_for_guests
 from drsync.session import Session
-from drsync.spool import HeldGuest, boot_id
+from drsync.spool import boot_id
+from drsync.spooled import HeldGuest
 
 pytestmark = pytest.mark.qemu
 

@@ -28,7 +28,7 @@ from drsync.errors import (
 )
 from drsync.format import names
 from drsync.model import Kind
-from drsync.spool import VmState
+from drsync.spooled import VmState
 from drsync.store import ObjectStore
 from drsync.store.memory import MemoryStore
 from drsync.store.retry import RetryingStore

@@ -16,7 +16,8 @@ from drsync.errors import CaptureFailed, FreezeFailed, GuestHeld, SpoolUnusable
 from drsync.model import Consistency, OnFreezeFailure, SystemClock
 from drsync.quiesce import Quiesce, QuiescePolicy
 from drsync.source.agent import AgentSocket
-from drsync.spool import HeldGuest, VmSpool, boot_id
+from drsync.spool import VmSpool, boot_id
+from drsync.spooled import HeldGuest
 
 
 class Lab:

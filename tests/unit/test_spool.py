@@ -14,7 +14,8 @@ from msgspec import json, structs
 
 from drsync.errors import CaptureRunning, SpoolClosed, SpoolFull, SpoolUnusable
 from drsync.model import CaptureId, Consistency
-from drsync.spool import CaptureState, HeldGuest, Spool, SpooledCapture, SpooledDisk, VmSpool, VmState, boot_id
+from drsync.spool import Spool, VmSpool, boot_id
+from drsync.spooled import CaptureState, HeldGuest, SpooledCapture, SpooledDisk, VmState
 
 MIB = 1024 * 1024
 NOBODY = 65534
