@@ -16,7 +16,7 @@ import rules
 from ec2_lab import Cloud, connect
 from hypothesis import Phase, settings
 from s3_lab import CREDENTIALS, NO_OTHER_CREDENTIALS, Bucket, make_client, running_localstack
-from soak import SEED, SOAK
+from soak import SEED, SOAK, SOAK_TIMEOUT_S
 
 from drsync.target.ec2.aws import Aws, Call, CloudOptions
 
@@ -70,6 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         proved = rules.rules_of(item.nodeid)
         for number in proved:
             item.add_marker(pytest.mark.rule(number))
+        if SOAK:
+            item.add_marker(pytest.mark.timeout(SOAK_TIMEOUT_S), append=False)  # before those for fewer examples
         if not wanted or wanted & set(proved):
             kept.append(item)
     chosen = set(kept)

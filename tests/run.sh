@@ -22,7 +22,6 @@ if [ "${1:-}" = --soak ]; then
     }
     export DRSYNC_SOAK=1 DRSYNC_SOAK_MINUTES=$2
     shift 2
-    set -- --timeout 3600 "$@"
 fi
 
 # stage TITLE COMMAND...: run it and remember how long it took; the first that fails ends it all.

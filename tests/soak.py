@@ -12,3 +12,5 @@ STRESS_S: Final = _MINUTES * 30
 """The stress goes on for so long: half of the time that was asked for."""
 FUZZ_S: Final = _MINUTES * 15
 """Each of the two that fuzz has a quarter of it."""
+SOAK_TIMEOUT_S: Final = 3600 + _MINUTES * 60
+"""How long any test may take then, whatever is said of its short form."""
