@@ -230,6 +230,7 @@ class Streaming:
             if self._cause is None and not isinstance(err, Stopped):
                 self._cause = err
             self._failed.set()
+            bench.close()  # what it had on its way must not wait until the others have ended, which may be at the line
             raise
         finally:
             benches.put(bench)

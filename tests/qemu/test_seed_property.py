@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from protected_vm import VM
 from seed_history import BEGINNING, SEEDS, DiesMeanwhile, Seed
-from vm_history import CHANGES, DISKS, Change, Lab, PowerCut, Restart, Write, Zero, play_any
+from vm_history import CHANGES, DISKS, Change, Discard, Grow, Lab, PowerCut, Restart, Write, Zero, play_any
 
 from drsync.model import Kind
 
@@ -37,7 +37,7 @@ class LostBitmap:
                 lab.daemon.execute("block-dirty-bitmap-remove", node=node["node-name"], name=bitmap["name"])
 
 
-Step = Change | Seed | LostBitmap | DiesMeanwhile | Restart | PowerCut
+Step = Change | Grow | Seed | LostBitmap | DiesMeanwhile | Restart | PowerCut
 
 TROUBLE: Final = st.one_of(
     st.sampled_from([Restart(), PowerCut()]),
@@ -93,6 +93,32 @@ def test_a_history_with_all_kinds_of_interruptions_restores_at_every_point(tmp_p
         ],
     )
     assert kinds == set(Kind)
+
+
+def test_a_worker_that_is_stopped_leaves_nothing_on_its_way_while_others_go_on(tmp_path: Path) -> None:
+    """Else a write that drains the disk waits for replies which nobody takes any more, and the guest with it."""
+    meanwhile = [
+        Zero(disk="root", start=990, sectors=16384, unmap=True),
+        Discard(disk="data", start=999, sectors=4),
+        Zero(disk="data", start=990, sectors=185, unmap=False),
+        Discard(disk="data", start=990, sectors=7),
+        Write(disk="data", start=999, sectors=390, pattern=1),
+        Write(disk="data", start=990, sectors=361, pattern=166),
+    ]
+    play(
+        tmp_path,
+        [
+            *BEGINNING,
+            Grow(disk="root", sectors=246),
+            Restart(),
+            Seed(meanwhile=[], failing_pack=6),
+            Grow(disk="root", sectors=182),
+            Seed(meanwhile=[], failing_pack=6),
+            LostBitmap(disk="data"),
+            Discard(disk="root", start=990, sectors=7),
+            Seed(meanwhile=meanwhile, stop_after=3),
+        ],
+    )
 
 
 def test_any_history_of_seeds_restores_at_every_point(tmp_path_factory: pytest.TempPathFactory) -> None:
