@@ -1,6 +1,7 @@
 """A guest that came back on a site: its console is a pseudo-terminal now, wherever it was before."""
 
 import os
+import select
 import socket
 import threading
 import time
@@ -16,37 +17,43 @@ from serial_console import ConsoleBroken, ConsoleTimeout, SerialConsole
 UP_TIMEOUT_S = 180.0
 
 
-class _PtyConsole(SerialConsole):
-    """The shell behind a pseudo-terminal; two threads carry the bytes."""
+class PtyConsole(SerialConsole):
+    """The shell behind a pseudo-terminal; a thread carries the bytes."""
 
     def __init__(self, path: str) -> None:
         self._received = b""
         self._in_step = False
-        self._fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
-        tty.setraw(self._fd)
-        self._socket, self._inner = socket.socketpair()
-        for carry in (self._to_guest, self._from_guest):
-            threading.Thread(target=carry, daemon=True).start()
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        tty.setraw(fd)
+        self._socket, inner = socket.socketpair()
+        self._carrier = threading.Thread(target=_carry, args=[fd, inner], daemon=True)
+        self._carrier.start()
 
     def close(self) -> None:
-        self._inner.shutdown(socket.SHUT_RDWR)
-        self._inner.close()
         super().close()
+        self._carrier.join()
 
-    def _to_guest(self) -> None:
-        with suppress(OSError):
-            while data := self._inner.recv(4096):
-                while data:
-                    data = data[os.write(self._fd, data) :]
-        with suppress(OSError):
-            os.close(self._fd)
 
-    def _from_guest(self) -> None:
-        with suppress(OSError):
-            while data := os.read(self._fd, 4096):
-                self._inner.sendall(data)
-        with suppress(OSError):
-            self._inner.shutdown(socket.SHUT_RDWR)
+def _carry(fd: int, inner: socket.socket) -> None:
+    """Carry bytes both ways until one side hangs up, then close both.
+
+    Who reads is who closes: a thread that reads from a number which another one has closed would take
+    what belongs to whoever gets that number next.
+    """
+    with inner, suppress(OSError):  # the guest is gone
+        try:
+            while True:
+                ready, _, _ = select.select([fd, inner.fileno()], [], [])
+                if inner.fileno() in ready:
+                    data = inner.recv(4096)
+                    if not data:
+                        return
+                    while data:
+                        data = data[os.write(fd, data) :]
+                if fd in ready:
+                    inner.sendall(os.read(fd, 4096))
+        finally:
+            os.close(fd)
 
 
 class RecoveredGuest:
@@ -74,7 +81,7 @@ class RecoveredGuest:
         if not path:  # what virsh says of a domain that does not run
             state = self.site.virsh("domstate", "--reason", self.name).strip()
             raise GuestTrouble(f"{self.name} is {state}\n{self._qemu_log()}\n{self.site.log()}")
-        return _PtyConsole(path)
+        return PtyConsole(path)
 
     def _qemu_log(self) -> str:
         log = self.site.path / "log" / "qemu" / f"{self.name}.log"
