@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,12 +73,14 @@ class Commands(click.Group):
 
     def _run(self, words: Sequence[str]) -> int:
         """Run the command line; the exit code."""
+        ctx: click.Context | None = None
         try:
             with self.make_context("drsync", list(words)) as ctx:
                 self.invoke(ctx)
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001  every way to end has an answer
-            return _answer(err, as_json="--json" in words)
+            with ctx.scope(cleanup=False) if ctx is not None else nullcontext():  # it says what was typed
+                return _answer(err, as_json="--json" in words)
         return 0
 
 

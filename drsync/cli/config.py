@@ -76,7 +76,7 @@ def _all_checks(app: App) -> Iterator[Check]:
     except DrsyncError as err:
         yield Check(name="file", error=err)
         return
-    yield Check(name="file", details=[f"{app.config_path}: {len(session.config.vms)} VMs"])
+    yield Check(name="file", details=[f"{app.config_path}: {_counted(len(session.config.vms))}"])
     if limits := described_limits(session.config.limits, app.clock.now()):
         yield Check(name="limits", details=limits)
     yield from _patterns(session)
@@ -85,6 +85,10 @@ def _all_checks(app: App) -> Iterator[Check]:
     yield _checked("spool", lambda: _spool(session))
     for vm in session.protection.vms:
         yield _vm(session, vm) if repository.error is None else _not_looked_at(vm)
+
+
+def _counted(vms: int) -> str:
+    return f"{vms} VM{'' if vms == 1 else 's'}"
 
 
 def _checked(name: str, look: Callable[[], Sequence[str]]) -> Check:
@@ -209,7 +213,7 @@ def _disk_line(disk: DiskSurvey, *, streams: bool) -> str:
 def _print(found: Check) -> None:
     if found.error:
         render.line(f"{found.name}: PROBLEM: {found.error}")
-        render.line(f"    remedy: {found.error.remedy}")
+        render.line(f"    remedy: {render.as_typed(found.error.remedy)}")
     for detail in found.details:
         render.line(f"{found.name}: {detail}")
 

@@ -76,7 +76,7 @@ def _show_plan(app: App, plan: FailbackPlan) -> None:
     _show_parts(plan)
     for err in plan.errors:
         render.line(f"  PROBLEM: {err}")
-        render.line(f"    remedy: {err.remedy}")
+        render.line(f"    remedy: {render.as_typed(err.remedy)}")
 
 
 def _show_parts(plan: FailbackPlan) -> None:

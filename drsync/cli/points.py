@@ -79,7 +79,7 @@ def _list_all(session: Session) -> None:
     found = [summary for summary in summaries if summary.newest is not None]
     for summary in summaries:
         if summary.problem:
-            render.note(f"{summary.vm}: {summary.problem}; remedy: drsync verify {summary.vm}")
+            render.note(f"{summary.vm}: {summary.problem}; remedy: {render.as_typed(f'drsync verify {summary.vm}')}")
     if not found:
         render.line("no points yet; drsync capture VM makes one")
         return

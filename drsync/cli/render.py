@@ -5,6 +5,8 @@ every minute has no use for it.
 """
 
 import json
+import re
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from drsync.cli import views
 from drsync.errors import DrsyncError
@@ -71,6 +74,17 @@ def error(err: DrsyncError, *, as_json: bool) -> None:
     _failure(views.error(err), as_json=as_json)
 
 
+def as_typed(remedy: str) -> str:
+    """A remedy, to be typed as it stands: with the `--config` that this command was given, if it was."""
+    ctx = click.get_current_context(silent=True)
+    root = ctx.find_root() if ctx is not None else None
+    if root is None or root.get_parameter_source("config_path") is not ParameterSource.COMMANDLINE:
+        return remedy
+    commands = "|".join(root.command.list_commands(root)) if isinstance(root.command, click.Group) else ""
+    given = shlex.join(["--config", str(root.params["config_path"])])
+    return re.sub(rf"(?<![\w./-])drsync (?=(?:{commands})\b)", lambda _: f"drsync {given} ", remedy)
+
+
 def usage_error(message: str, *, remedy: str, as_json: bool) -> None:
     """Print what is wrong with the command line."""
     text = _one_line(message[:1].lower() + message[1:].rstrip("."))
@@ -81,7 +95,7 @@ def usage_error(message: str, *, remedy: str, as_json: bool) -> None:
 def alarm(err: DrsyncError) -> None:
     """Print what will go wrong, and what to run, beside a result that was printed."""
     note(f"alarm: {_one_line(str(err))}")
-    note(f"remedy: {_one_line(err.remedy)}")
+    note(f"remedy: {as_typed(_one_line(err.remedy))}")
 
 
 def bug(err: BaseException, *, as_json: bool) -> None:
@@ -99,7 +113,7 @@ def _failure(fields: views.Document, *, as_json: bool) -> None:
     if as_json:
         document({"error": fields})
     note(f"error: {_one_line(str(fields['message']))}")
-    note(f"remedy: {_one_line(str(fields['remedy']))}")
+    note(f"remedy: {as_typed(_one_line(str(fields['remedy'])))}")
 
 
 def _one_line(text: str) -> str:

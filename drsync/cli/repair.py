@@ -59,4 +59,4 @@ def _print(report: RepairReport, *, dry_run: bool) -> None:
     if report.hurt:
         numbers = ", ".join(str(point.point) for point in report.hurt[:10])
         hurt = PointsHurt(hurt=len(report.hurt), total=report.points, vm=report.vm, points=numbers)
-        render.line(f"  remedy: {hurt.remedy}")
+        render.line(f"  remedy: {render.as_typed(hurt.remedy)}")

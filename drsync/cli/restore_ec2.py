@@ -82,7 +82,7 @@ def _show(app: App, plan: CloudPlan, outcome: CloudOutcome | None) -> None:
         render.line(f"  {note.effect}: {note.subject}: {note.text}")
     for err in plan.errors:
         render.line(f"  PROBLEM: {err}")
-        render.line(f"    remedy: {err.remedy}")
+        render.line(f"    remedy: {render.as_typed(err.remedy)}")
     if outcome is not None:
         _show_outcome(outcome)
     _show_cost(plan.cost if outcome is None else outcome.cost)

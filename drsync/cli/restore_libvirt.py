@@ -72,7 +72,7 @@ def _show_rest(plan: RecoveryPlan, took_s: float | None) -> None:
             render.line(f"  {note.effect}: {note.subject}: {note.text}")
     for err in plan.errors:
         render.line(f"  PROBLEM: {err}")
-        render.line(f"    remedy: {err.remedy}")
+        render.line(f"    remedy: {render.as_typed(err.remedy)}")
     if plan.replaced is not None and plan.request.replace and not plan.request.start:
         kept = ", ".join(sorted(plan.replaced.disks.values()))
         render.line(f"  the old disks stay: {kept}; remove them when the VM has started")

@@ -48,7 +48,7 @@ def _show(report: PlanReport) -> None:
             render.line(f"{outcome.vm}: {note}")
         for err in outcome.errors:
             render.line(f"{outcome.vm}: PROBLEM: {err}")
-            render.line(f"    remedy: {err.remedy}")
+            render.line(f"    remedy: {render.as_typed(err.remedy)}")
     did = "checked" if report.dry_run else "done"
     render.line(f"site {report.site} ({report.uri}): {did} in {format_duration(report.took_s)}")
 

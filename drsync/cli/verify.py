@@ -45,5 +45,5 @@ def _print(report: VmReport, *, read_data: bool) -> None:
     for problem in report.problems:
         where = f"from point {problem.point} on: " if problem.point else ""
         render.line(f"  {where}{problem.error}")
-        render.line(f"    remedy: {problem.error.remedy}")
+        render.line(f"    remedy: {render.as_typed(problem.error.remedy)}")
     print_hurt(report.vm, report.points, report.hurt)

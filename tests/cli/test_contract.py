@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from command_line import Cli
 
 import drsync.errors
@@ -53,6 +55,24 @@ def test_every_command_and_option_is_documented(words: tuple[str, ...]) -> None:
         for name in parameter.opts:
             if name.startswith("-") and name != "--json":
                 assert name in section[1], name
+
+
+@pytest.mark.parametrize("name", ["drsync.toml", "my own.toml"])
+def test_a_remedy_has_the_configuration_file_that_was_given_and_runs_as_it_stands(cli: Cli, name: str) -> None:
+    cli.ok("init")
+    path = cli.config.rename(cli.place / name)
+    run = CliRunner().invoke
+    refused = run(main, ["--config", str(path), "capture", "web"])
+    remedy = refused.stderr.splitlines()[-1].removeprefix("remedy: ")
+    program, *words = shlex.split(remedy)
+    assert (program, words) == ("drsync", ["--config", str(path), "config", "check"])
+    assert run(main, words).exit_code == 0
+    document = json.loads(run(main, ["--config", str(path), "--json", "capture", "web"]).stdout)
+    assert document["error"]["remedy"] == "drsync config check", "a program knows what it has given"
+    elsewhere = run(main, ["capture", "web"], env={"DRSYNC_CONFIG": str(path)})
+    assert elsewhere.stderr.splitlines()[-1] == "remedy: drsync config check"
+    mistyped = run(main, ["--config", str(path), "capture"])
+    assert shlex.split(mistyped.stderr.splitlines()[-1])[1:] == ["drsync", "--config", str(path), "capture", "--help"]
 
 
 def test_every_exit_code_is_documented_with_its_class_and_meaning() -> None:
