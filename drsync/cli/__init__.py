@@ -92,6 +92,9 @@ def _answer(err: BaseException, *, as_json: bool) -> int:
         case DrsyncError():
             render.error(err, as_json=as_json)
             code = err.code
+        case click.exceptions.NoArgsIsHelpError() if not as_json:  # the name of a group alone
+            render.note(err.format_message())
+            code = USAGE_CODE
         case click.ClickException():
             code = _usage(err, as_json=as_json)
         case KeyboardInterrupt() | click.Abort():
@@ -108,7 +111,8 @@ def _answer(err: BaseException, *, as_json: bool) -> int:
 
 def _usage(err: click.ClickException, *, as_json: bool) -> int:
     path = err.ctx.command_path if isinstance(err, click.UsageError) and err.ctx else "drsync"
-    render.usage_error(err.format_message(), remedy=f"{path} --help", as_json=as_json)
+    message = "missing command" if isinstance(err, click.exceptions.NoArgsIsHelpError) else err.format_message()
+    render.usage_error(message, remedy=f"{path} --help", as_json=as_json)
     return USAGE_CODE
 
 

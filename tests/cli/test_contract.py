@@ -57,6 +57,17 @@ def test_every_command_and_option_is_documented(words: tuple[str, ...]) -> None:
                 assert name in section[1], name
 
 
+@pytest.mark.parametrize("words", sorted({words[:-1] for words in LEAVES}), ids=" ".join)
+def test_a_group_without_a_command_shows_what_there_is(words: tuple[str, ...], cli: Cli) -> None:
+    shown = cli.run(*words, config=bool(words))
+    assert (shown.code, shown.stdout) == (2, "")
+    assert shown.stderr.startswith("Usage: drsync")
+    assert "\nCommands:\n" in shown.stderr
+    assert "error" not in shown.stderr
+    document = cli.run("--json", *words).json
+    assert document["error"]["message"] == "missing command"
+
+
 @pytest.mark.parametrize("name", ["drsync.toml", "my own.toml"])
 def test_a_remedy_has_the_configuration_file_that_was_given_and_runs_as_it_stands(cli: Cli, name: str) -> None:
     cli.ok("init")
