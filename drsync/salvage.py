@@ -10,6 +10,7 @@ from drsync.hurt import HurtPoint, Standing, find_hurt, is_point, standing_of
 from drsync.log import Log
 from drsync.model import BLOCK_SIZE
 from drsync.restore import Salvage
+from drsync.units import counted
 
 
 def refuse_damaged(log: Log, number: int) -> None:
@@ -37,7 +38,9 @@ def what_is_lost(hurt: HurtPoint) -> str:
     for disk in hurt.disks:
         first, count = disk.runs[0]
         where = f"from block {first} on" if count == disk.blocks else f"the first at block {first}"
-        told.append(f"disk {disk.name} has lost {counted(disk.blocks)}, {where}, with {', '.join(disk.objects)}")
+        told.append(
+            f"disk {disk.name} has lost {counted(disk.blocks, 'block')}, {where}, with {', '.join(disk.objects)}"
+        )
     return "; ".join(told)
 
 
@@ -48,11 +51,6 @@ def _nearest_whole(standing: Standing, damaged: Sequence[Damaged], number: int) 
     whole = [n for n in points if n not in hurt]
     before = [n for n in whole if n < number]
     return str(before[-1] if before else whole[0] if whole else "N")
-
-
-def counted(blocks: int) -> str:
-    """A number of blocks, for a message."""
-    return "1 block" if blocks == 1 else f"{blocks} blocks"
 
 
 def lost_document(vm: str, point: int, files: Mapping[str, tuple[str, int]], salvage: Salvage) -> dict[str, object]:

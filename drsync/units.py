@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: "64MiB", "5m"; and back."""
+"""Sizes and times as people write them: "64MiB", "5m"; and back. And numbers of things."""
 
 import re
 
@@ -67,3 +67,8 @@ def format_duration(seconds: float) -> str:
             rest = whole % size // small_size
             return f"{whole // size} {unit} {rest} {small_unit}" if rest else f"{whole // size} {unit}"
     return f"{whole} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 point", "2 points"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

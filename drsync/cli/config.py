@@ -21,7 +21,7 @@ from drsync.session import Session
 from drsync.source import DiskSurvey
 from drsync.source.agent import AgentFailed
 from drsync.store.probe import probe_create_only
-from drsync.units import format_duration, format_size
+from drsync.units import counted, format_duration, format_size
 from drsync.upkeep import Upkeep
 
 _MAX_RECORD_BYTES = 65536
@@ -76,7 +76,7 @@ def _all_checks(app: App) -> Iterator[Check]:
     except DrsyncError as err:
         yield Check(name="file", error=err)
         return
-    yield Check(name="file", details=[f"{app.config_path}: {_counted(len(session.config.vms))}"])
+    yield Check(name="file", details=[f"{app.config_path}: {counted(len(session.config.vms), 'VM')}"])
     if limits := described_limits(session.config.limits, app.clock.now()):
         yield Check(name="limits", details=limits)
     yield from _patterns(session)
@@ -85,10 +85,6 @@ def _all_checks(app: App) -> Iterator[Check]:
     yield _checked("spool", lambda: _spool(session))
     for vm in session.protection.vms:
         yield _vm(session, vm) if repository.error is None else _not_looked_at(vm)
-
-
-def _counted(vms: int) -> str:
-    return f"{vms} VM{'' if vms == 1 else 's'}"
 
 
 def _checked(name: str, look: Callable[[], Sequence[str]]) -> Check:
@@ -154,7 +150,9 @@ def _patterns(session: Session) -> Iterator[Check]:
     for protect in session.config.protects:
         mine = [vm for vm in found if isinstance(vm.source, LibvirtSource) and _is_of(vm.source, protect)]
         names = ", ".join(_found_name(vm.name, vm.source) for vm in mine if isinstance(vm.source, LibvirtSource))
-        yield Check(name=f"protect {protect.match}", details=[f"{len(mine)} VMs at {protect.uri}: {names or 'none'}"])
+        yield Check(
+            name=f"protect {protect.match}", details=[f"{counted(len(mine), 'VM')} at {protect.uri}: {names or 'none'}"]
+        )
 
 
 def _is_of(source: LibvirtSource, protect: ProtectSettings) -> bool:

@@ -9,7 +9,7 @@ from drsync.cli.app import App, json_option, pass_app
 from drsync.errors import LocksMissing
 from drsync.locks import LockPass, LockState, LockStatus
 from drsync.session import Session
-from drsync.units import parse_duration
+from drsync.units import counted, parse_duration
 from drsync.upkeep import Upkeep
 
 SLICE_S = 60.0
@@ -80,7 +80,7 @@ def extend(app: App, budget: float | None, *, dry_run: bool) -> None:
     found = last = None
     for found in _slices(app, session, budget, dry_run=dry_run):
         if last is not None and not found.done:
-            render.note(f"{found.seen} objects seen, {found.extended} locks extended")
+            render.note(f"{counted(found.seen, 'object')} seen, {counted(found.extended, 'lock')} extended")
         last = found
     if found is None:
         return
@@ -107,7 +107,7 @@ def _print(found: LockPass, *, dry_run: bool) -> None:
     verb = "would be extended" if dry_run else "extended"
     unlocked = f", {found.unlocked} of them had none" if found.unlocked else ""
     end = "" if found.done else "; not done: the time is over, and it begins anew with the next call"
-    render.line(f"{found.seen} objects seen, {found.extended} locks {verb}{unlocked}{end}")
+    render.line(f"{counted(found.seen, 'object')} seen, {counted(found.extended, 'lock')} {verb}{unlocked}{end}")
     if found.done and found.earliest is not None and found.problem is None and not dry_run:
         render.line(f"all objects are locked until {found.earliest:%Y-%m-%d %H:%M}Z")
     if found.failed:

@@ -8,6 +8,7 @@ from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.hurt import print_hurt
 from drsync.errors import PointsHurt
 from drsync.repair import RepairReport
+from drsync.units import counted
 
 
 @click.command("repair")
@@ -48,7 +49,7 @@ def _print(report: RepairReport, *, dry_run: bool) -> None:
     made = [repair for repair in report.repairs if repair.error is None]
     did = "would be made" if dry_run else "made"
     state = f"{len(made)} block maps {did}" if made else "block maps are as they should be"
-    render.line(f"{report.vm}: {report.points} points: {state}")
+    render.line(f"{report.vm}: {counted(report.points, 'point')}: {state}")
     for repair in report.repairs:
         render.line(f"  point {repair.point}: {repair.reason}")
         if repair.error is not None:

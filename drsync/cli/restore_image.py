@@ -13,9 +13,8 @@ from drsync.preflight.fix import Image
 from drsync.preflight.fix.prepare import check_available, prepare
 from drsync.restore import Salvage
 from drsync.restoring import RestorePlan, RestoreRequest, Restoring
-from drsync.salvage import counted
 from drsync.target.image import ImageFormat
-from drsync.units import format_duration, format_size
+from drsync.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from drsync.cli.restore import Options
@@ -67,7 +66,7 @@ def _tell_lost(request: RestoreRequest, plan: RestorePlan, salvage: Salvage, *, 
         if plan.hurt is not None and not as_json:
             print_hurt(request.vm, 1, [plan.hurt])
         return
-    lost = ", ".join(f"{counted(len(blocks))} of disk {name}" for name, blocks in sorted(salvage.lost.items()))
+    lost = ", ".join(f"{counted(len(blocks), 'block')} of disk {name}" for name, blocks in sorted(salvage.lost.items()))
     err = RestoredInPart(point=plan.point.number, vm=request.vm, lost=lost, path=plan.lost_path)
     if as_json:  # the document has told
         click.get_current_context().exit(err.code)

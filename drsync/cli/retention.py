@@ -4,6 +4,7 @@ import click
 
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
+from drsync.units import counted
 from drsync.upkeep import Retained, Upkeep
 
 COLUMNS = ("VM", "points", "stay", "would go", "rules")
@@ -34,7 +35,7 @@ def command(app: App, vm: str | None, *, explain: bool) -> None:
 
 
 def _explain(one: Retained) -> None:
-    render.line(f"{one.vm}: {one.rules}: of {len(one.points)} points {one.dropped} would go")
+    render.line(f"{one.vm}: {one.rules}: of {counted(len(one.points), 'point')} {one.dropped} would go")
     taken = {aged.point: aged.time for aged in one.aged}
     rows = [
         (str(v.point), f"{taken[v.point]:%Y-%m-%d %H:%M:%S}Z", "stays" if v.keep else "goes", "; ".join(v.reasons))

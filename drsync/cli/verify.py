@@ -6,7 +6,7 @@ from drsync.auditing import Auditing
 from drsync.cli import render, views
 from drsync.cli.app import App, json_option, pass_app
 from drsync.cli.hurt import print_hurt
-from drsync.units import format_size
+from drsync.units import counted, format_size
 from drsync.verify import VmReport
 
 
@@ -37,10 +37,10 @@ def command(ctx: click.Context, app: App, vm: str | None, *, read_data: bool) ->
 
 
 def _print(report: VmReport, *, read_data: bool) -> None:
-    what = f"{report.points} points, {report.objects} objects, {format_size(report.stored_bytes)}"
+    what = f"{counted(report.points, 'point')}, {counted(report.objects, 'object')}, {format_size(report.stored_bytes)}"
     if read_data:
-        what += f", {report.frames} blocks read"
-    found = f"{len(report.problems)} problems" if report.problems else "all as it was written"
+        what += f", {counted(report.frames, 'block')} read"
+    found = counted(len(report.problems), "problem") if report.problems else "all as it was written"
     render.line(f"{report.vm}: {what}: {found}")
     for problem in report.problems:
         where = f"from point {problem.point} on: " if problem.point else ""

@@ -51,7 +51,7 @@ def test_locks_from_init_to_the_alarm(bucket: Bucket, tmp_path: Path) -> None:
     dry = cli.ok("lock", "extend", "--dry-run", "--json").json
     assert (dry["done"], dry["seen"], dry["extended"]) == (True, 1, 1)
     assert cli.run("lock", "status").code == LocksLapsing.code
-    assert "1 objects seen, 1 locks extended" in cli.ok("lock", "extend").stdout
+    assert "1 object seen, 1 lock extended" in cli.ok("lock", "extend").stdout
     assert cli.ok("lock", "status").stdout.startswith("locks: all objects are locked until ")
     cli.ok("config", "check")
 
