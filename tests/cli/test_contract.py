@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from command_line import Cli
 
 import drsync.errors
-from drsync.cli import COMMANDS, main
+from drsync.cli import Commands, main
 from drsync.errors import DrsyncError
 
 ROOT = Path(__file__).parents[2]
@@ -166,15 +166,14 @@ def test_the_configuration_is_found_by_the_environment(cli: Cli, monkeypatch: py
     assert f"no configuration file at {cli.place}/elsewhere.toml" in done.stderr
 
 
-def test_a_bug_is_called_one_with_a_trace_and_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(dict[str, str]):
-        def __contains__(self, name: object) -> bool:
-            raise ZeroDivisionError("here")
+def test_a_bug_is_called_one_with_a_trace_and_code_1() -> None:
+    class Broken(Commands):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            raise ZeroDivisionError(cmd_name)
 
-    monkeypatch.setattr("drsync.cli.COMMANDS", Broken(COMMANDS))
-    done = cli.run("status", "--json")
-    assert done.code == 1
-    assert done.json["error"]["class"] == "ZeroDivisionError"
+    done = CliRunner().invoke(Broken("drsync", callback=main.callback, params=main.params), ["status", "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"]["class"] == "ZeroDivisionError"
     assert "Traceback" in done.stderr
 
 
