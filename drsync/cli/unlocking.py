@@ -22,6 +22,7 @@ from drsync.keyring import Keyring, OpenRing, Unlock, described
 
 MAX_TYPED_CHARACTERS: Final = 1024
 """A recovery key has 69 with its dashes; more is something else."""
+NOTHING_GIVEN: Final = "nothing was given, neither at a terminal nor by stdin, --secret-file or --secret-fd"
 _RECOVERY_DIGITS: Final = 56
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -102,6 +103,8 @@ def _by_secret(keyring: Keyring, url: str, chosen: Unlocking, slots: Sequence[Sl
     words = [word for kind, word in ((RECOVERY, "recovery key"), (PASSPHRASE, "passphrase")) if kind in kinds]
     prompt = " or ".join(words) or "recovery key"
     typed = read_secret(prompt[0].upper() + prompt[1:], chosen.file, chosen.fd, alone=alone)
+    if not typed.strip():
+        raise WrongRecoveryKey(what=prompt, url=url, problem=NOTHING_GIVEN)
     try:
         recovery = RecoveryKey.from_text(typed)
     except Malformed as err:
